@@ -1,0 +1,224 @@
+"""Several models on the same records -> results.json, report.html, report.md and plots.
+
+The last stage: scores every entry with the task's scorer, tests the models against each other item by item, picks
+the examples that went worst, and hands the `Comparison` to the report. `evaluation.runs` finds the entries in run
+folders; the runner of `benchmark` and `demo` passes them directly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from evaluation import examples, report
+from evaluation.comparison import Comparison, Entry, Model, Pair, Role, Tokens, best
+from evaluation.paired import holm, paired_test
+from evaluation.pool import ItemScore, TaskSpec, score_pair
+from evaluation.predictions import Prediction, read_predictions
+from evaluation.score import Scores, count_errors, read_items, score, summarise
+from tasks.base import Completion, Metric, Record, Task, UserError
+
+_TUNED_WORDS = {"tuned", "finetuned", "ft", "sft"}
+_BASE_WORDS = {"base", "untuned", "pretrained"}
+
+
+def compare(
+    entries: Sequence[Entry],
+    *,
+    task: Task,
+    records: Sequence[Record],
+    out: Path,
+    title: str | None = None,
+    loss_curve: Sequence[Mapping[str, Any]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    processes: int | None = None,
+    spec: TaskSpec | None = None,
+) -> dict[str, Any]:
+    """Score the entries, compare them and write the report.
+
+    Args:
+        entries: the rows, in the order of the tables.
+        task: that they answer.
+        records: the references, all of them; `limit` takes the first so many.
+        out: folder for results.json, report.html, report.md and plots/*.png.
+        title: of the report; None: made from the task.
+        loss_curve: lines of a run's metrics.jsonl (step, loss ...), drawn when there are any.
+        provenance: versions, git sha, hardware, command, configuration; printed as it is.
+        source, split: where the records came from; the report says so, and says that bundled data is generated.
+        limit, processes, spec: as in `score`.
+
+    Returns:
+        the content of results.json.
+
+    Raises:
+        UserError: no entry, a label twice, a file that cannot be read or that belongs to other records.
+    """
+    comparison = measure(
+        entries,
+        task=task,
+        records=records,
+        title=title or f"{task.name}: {len(entries)} models compared",
+        loss_curve=loss_curve or (),
+        provenance=provenance or {},
+        source=source,
+        split=split,
+        limit=limit,
+        processes=processes,
+        spec=spec,
+    )
+    return report.write(comparison, out)
+
+
+def measure(
+    entries: Sequence[Entry],
+    *,
+    task: Task,
+    records: Sequence[Record],
+    title: str,
+    loss_curve: Sequence[Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    source: str | None,
+    split: str | None,
+    limit: int | None,
+    processes: int | None,
+    spec: TaskSpec | None,
+) -> Comparison:
+    """Everything of `compare` but the writing."""
+    _check_labels(entries)
+    rows = tuple(_model(entry, task, records, limit=limit, processes=processes, spec=spec) for entry in entries)
+    metric = headline_metric(task)
+    subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
+    others = [row for row in rows if row is not subject]
+    return Comparison(
+        title=title,
+        task=task,
+        n=subject.scores.n,
+        limit=limit if limit is not None and limit < len(records) else None,
+        source=source,
+        split=split,
+        models=rows,
+        subject=subject,
+        base=best([row for row in others if row.role == "base"], metric) or (others[0] if others else None),
+        metric=metric,
+        pairs=tuple(pair for m in task.metrics if m.higher_is_better is not None for pair in paired_tests(rows, m)),
+        worst=examples.worst(task, records[:limit], subject, others),
+        loss_curve=loss_curve,
+        provenance=provenance,
+    )
+
+
+def headline_metric(task: Task) -> Metric:
+    """The metric that stands for the task: the first marked headline, else the first where more is better."""
+    marked = [metric for metric in task.metrics if metric.headline]
+    upward = [metric for metric in task.metrics if metric.higher_is_better]
+    return (marked or upward or list(task.metrics))[0]
+
+
+def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
+    """Paired tests of every two models on one metric, corrected by Holm over these pairs."""
+    tests = []
+    for a, b in combinations(models, 2):
+        both = [
+            (x.metrics[metric.name], y.metrics[metric.name])
+            for x, y in zip(a.scores.items, b.scores.items, strict=True)
+            if metric.name in x.metrics and metric.name in y.metrics
+        ]
+        if both:
+            left, right = zip(*both, strict=True)
+            tests.append((a.label, b.label, paired_test(left, right, proportion=metric.kind == "proportion")))
+    adjusted = holm([result.p for _, _, result in tests])
+    return [
+        Pair(metric=metric.name, a=a, b=b, result=result, p_holm=p, comparisons=len(tests))
+        for (a, b, result), p in zip(tests, adjusted, strict=True)
+    ]
+
+
+def _check_labels(entries: Sequence[Entry]) -> None:
+    if not entries:
+        raise UserError(got="nothing to compare", wanted="at least one predictions file", fix="pass a run folder")
+    labels = [entry.label for entry in entries]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(got=f"label {twice[0]!r} twice", wanted="one label per row", fix="rename one of the files")
+
+
+def _model(
+    entry: Entry,
+    task: Task,
+    records: Sequence[Record],
+    *,
+    limit: int | None,
+    processes: int | None,
+    spec: TaskSpec | None,
+) -> Model:
+    if entry.predictions.is_dir():
+        scores, answers = _stored_scores(entry.predictions, task, records, limit), {}
+    else:
+        predictions = read_predictions(entry.predictions)
+        scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
+        answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
+    return Model(
+        label=entry.label,
+        role=role_of(entry),
+        note=entry.note,
+        details={name: value for name, value in entry.details.items() if name != "role"},
+        scores=scores,
+        completions={identity: answer.completion for identity, answer in answers.items()},
+        tokens=_tokens(list(answers.values())),
+    )
+
+
+def role_of(entry: Entry) -> Role:
+    """Which row is the tuned one and which the base: `details["role"]`, else words of the label, else the prompt.
+
+    Only a tuned model is given the structured prompt, so a row made with it is taken for tuned when nothing says
+    otherwise.
+    """
+    role = entry.details.get("role")
+    if role in get_args(Role):
+        return cast(Role, role)
+    words = set(re.split(r"[^a-z0-9]+", entry.label.lower()))
+    if words & _TUNED_WORDS:
+        return "tuned"
+    if words & _BASE_WORDS:
+        return "base"
+    return "tuned" if entry.details.get("prompt") == "structured" else "other"
+
+
+def _tokens(answers: Sequence[Prediction]) -> Tokens | None:
+    counted = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
+    prompts = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    if not counted:
+        return None
+    return Tokens(answers=len(counted), completion=sum(counted), prompt=sum(prompts) if prompts else None)
+
+
+def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: int | None) -> Scores:
+    """Scores that `score --out` wrote, put in the order of the references; records without one count as empty."""
+    by_id = {item.id: item for item in read_items(folder / "scores.jsonl")}
+    wanted = records[:limit]
+    absent = [record.id for record in wanted if record.id not in by_id]
+    if len(absent) == len(wanted):
+        raise UserError(
+            got=f"{folder}: scores of {next(iter(by_id), 'nothing')!r} ...",
+            wanted=f"scores of {wanted[0].id!r} ..." if wanted else "at least one reference",
+            fix="pass the --references and --split that these scores were made for",
+        )
+    warnings = (f"{len(absent)} of {len(wanted)} records have no score; they count as empty answers",) if absent else ()
+    items = tuple(by_id.get(record.id) or score_pair(task, record, Completion("")) for record in wanted)
+    return _recount(task, items, missing=len(absent), warnings=warnings)
+
+
+def _recount(task: Task, items: tuple[ItemScore, ...], *, missing: int, warnings: tuple[str, ...]) -> Scores:
+    errors = count_errors(task, items)
+    blank = Scores(task=task.name, task_version=task.version, n=len(items), metrics=summarise(task, items), errors={})
+    return replace(
+        blank, errors=errors, missing=missing, truncated=errors.get("truncated", 0), warnings=warnings, items=items
+    )

@@ -1,0 +1,192 @@
+"""The types of a comparison: models as rows, metrics as columns, and what is known about the gaps between them.
+
+`compare` builds a `Comparison`, `report` shows it, `as_json` is results.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluation.paired import PairedTest
+from evaluation.score import Scores
+from tasks.base import Metric, Task
+
+SCHEMA = 1
+
+Role = Literal["tuned", "base", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the report to be.
+
+    Attributes:
+        label: the row's name, unique in a comparison.
+        predictions: a predictions.jsonl, or a folder that `score --out` wrote.
+        note: the setting in a few words ("8 shots, natural prompt").
+        details: how the answers were made: shots, prompt, model, seconds, engine ...; `role` ("tuned", "base",
+            "other") says which row is which, else the label does.
+    """
+
+    label: str
+    predictions: Path
+    note: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Generated tokens of one model, over the `answers` whose count was recorded."""
+
+    answers: int
+    completion: int
+    prompt: int | None
+
+    @property
+    def per_answer(self) -> float:
+        return self.completion / self.answers
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One row: an entry, its scores and its answers by record id (empty where only scores were kept)."""
+
+    label: str
+    role: Role
+    note: str
+    details: Mapping[str, Any]
+    scores: Scores
+    completions: Mapping[str, str]
+    tokens: Tokens | None
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {"unknown": self.scores.unknown, "truncated": self.scores.truncated}
+        tokens = asdict(self.tokens) | {"per_answer": self.tokens.per_answer} if self.tokens else None
+        head = {"label": self.label, "role": self.role, "note": self.note, "details": dict(self.details)}
+        return {**head, **self.scores.as_json(), **counts, "tokens": tokens, "warnings": list(self.scores.warnings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A paired test of models `a` and `b` on one metric; Holm over the `comparisons` pairs of that metric."""
+
+    metric: str
+    a: str
+    b: str
+    result: PairedTest
+    p_holm: float
+    comparisons: int
+
+    def as_json(self) -> dict[str, Any]:
+        row = asdict(self.result)
+        interval = {"ci95": [row.pop("low"), row.pop("high")]}
+        names = {"metric": self.metric, "a": self.a, "b": self.b}
+        return {**names, **row, **interval, "p_holm": self.p_holm, "comparisons": self.comparisons}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one model answered to one example; `text` is None where only its score was kept."""
+
+    label: str
+    text: str | None
+    error: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record with the gold answer and every model's answer, the subject's first."""
+
+    id: str
+    input: str
+    gold: str
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Several models on the same records of one task.
+
+    Attributes:
+        title: of the report.
+        task: what they were asked to do.
+        n: number of records scored.
+        limit: set when only the first so many records were scored.
+        source, split: where the records came from, if known.
+        models: in the order given.
+        subject: the model the report is about: the last tuned one, else the last.
+        base: the model it started from, at its best setting if there are several; None when there is one model only.
+        metric: the headline metric.
+        pairs: paired tests, every metric with a direction and every two models.
+        worst: examples that the subject got most wrong.
+        loss_curve: logged training steps.
+        provenance: what made the run: versions, git sha, hardware, command, configuration.
+    """
+
+    title: str
+    task: Task
+    n: int
+    limit: int | None
+    source: str | None
+    split: str | None
+    models: tuple[Model, ...]
+    subject: Model
+    base: Model | None
+    metric: Metric
+    pairs: tuple[Pair, ...]
+    worst: tuple[Example, ...]
+    loss_curve: Sequence[Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+    def pair(self, metric: str, a: str, b: str) -> Pair | None:
+        """The test of a against b on that metric, in that order or the other."""
+        return next((p for p in self.pairs if p.metric == metric and {p.a, p.b} == {a, b}), None)
+
+    def as_json(self, headline: str) -> dict[str, Any]:
+        """results.json: every figure of the report and the per-item scores behind them."""
+        return {
+            "schema": SCHEMA,
+            "title": self.title,
+            "headline": headline,
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "source": self.source,
+            "split": self.split,
+            "limit": self.limit,
+            "n": self.n,
+            "headline_metric": self.metric.name,
+            "subject": self.subject.label,
+            "base": self.base.label if self.base else None,
+            "metrics": [asdict(metric) for metric in self.task.metrics],
+            "models": [model.as_json() for model in self.models],
+            "published": [asdict(row) for row in self.task.published],
+            "paired": [pair.as_json() for pair in self.pairs],
+            "worst": [asdict(example) for example in self.worst],
+            "loss_curve": [dict(line) for line in self.loss_curve],
+            "provenance": dict(self.provenance),
+            "items": self._items(),
+        }
+
+    def _items(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": rows[0].id,
+                "models": {
+                    model.label: {"metrics": dict(row.metrics), "error": row.error}
+                    for model, row in zip(self.models, rows, strict=True)
+                },
+            }
+            for rows in zip(*(model.scores.items for model in self.models), strict=True)
+        ]
+
+
+def best(models: Sequence[Model], metric: Metric) -> Model | None:
+    """The model with the best mean, the earlier one on a tie; None when no model has one."""
+    sign = -1.0 if metric.higher_is_better is False else 1.0
+    measured = [(row.scores.metrics[metric.name].mean, row) for row in models]
+    ranked = [(sign * mean, row) for mean, row in measured if mean is not None]
+    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None

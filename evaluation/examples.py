@@ -1,0 +1,113 @@
+"""The examples that went worst, and where an answer parts from the gold one.
+
+Used by compare (which examples) and report (marks inside the text). A mean says how often a model fails; these say
+how.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from evaluation.comparison import Example, Model, Output
+from evaluation.pool import ItemScore
+from tasks.base import Metric, Record, Task
+
+WORST = 20
+SIMILAR = 0.4  # below this ratio a diff marks nearly everything and helps nobody
+DIFF_CHARS = 4_000  # a diff is quadratic in the worst case
+
+_PIECES = re.compile(r"\w+|\s+|[^\w\s]")
+
+
+class Mark(NamedTuple):
+    """A stretch of a diff: in both texts, only in the gold one ("missing"), or only in the output ("extra")."""
+
+    kind: Literal["same", "missing", "extra"]
+    text: str
+
+
+def worst(
+    task: Task, records: Sequence[Record], subject: Model, others: Sequence[Model], count: int = WORST
+) -> tuple[Example, ...]:
+    """The records that `subject` got most wrong, worst first; perfect answers are never among them.
+
+    Ordered by the headline metrics, then by the mean of all metrics with a direction; of equally bad ones those come
+    first that another model got right, then the order of the references decides.
+    """
+    judged = [metric for metric in task.metrics if metric.higher_is_better is not None]
+    headline = [metric for metric in judged if metric.headline] or judged[:1]
+    scale = _Scale.of(judged, subject.scores.items)
+    ranked = []
+    for place, item in enumerate(subject.scores.items):
+        grade = scale.grade(headline, item)
+        if item.error is None and grade >= 1.0:
+            continue
+        beaten = any(other.scores.items[place].error is None for other in others)
+        ranked.append((grade, scale.grade(judged, item), not beaten, place))
+    models = (subject, *others)
+    return tuple(_example(task, records[place], place, models) for *_, place in sorted(ranked)[:count])
+
+
+class _Scale(NamedTuple):
+    """The range of every metric over one model's items, to put free numbers beside proportions."""
+
+    ranges: dict[str, tuple[float, float]]
+
+    @staticmethod
+    def of(metrics: Sequence[Metric], items: Sequence[ItemScore]) -> _Scale:
+        free = [metric.name for metric in metrics if metric.kind == "mean"]
+        seen = {name: [item.metrics[name] for item in items if name in item.metrics] for name in free}
+        return _Scale({name: (min(values), max(values)) for name, values in seen.items() if values})
+
+    def grade(self, metrics: Sequence[Metric], item: ItemScore) -> float:
+        """Mean goodness of an item, 0 worst to 1 best; 1 when none of the metrics applies to it."""
+        grades = []
+        for metric in metrics:
+            if metric.name in item.metrics:
+                low, high = self.ranges.get(metric.name, (0.0, 1.0))
+                value = (item.metrics[metric.name] - low) / (high - low) if high > low else 1.0
+                grades.append(value if metric.higher_is_better else 1.0 - value)
+        return sum(grades) / len(grades) if grades else 1.0
+
+
+def _example(task: Task, record: Record, place: int, models: Sequence[Model]) -> Example:
+    return Example(
+        id=record.id,
+        input=_without_special_tokens(task, task.structured_prompt(record)),
+        gold=task.reference(record),
+        outputs=tuple(_output(model, place) for model in models),
+    )
+
+
+def _without_special_tokens(task: Task, text: str) -> str:
+    for token in task.special_tokens:
+        text = text.replace(token, " ")
+    return text.strip()
+
+
+def _output(model: Model, place: int) -> Output:
+    item = model.scores.items[place]
+    text = model.completions.get(item.id, "") if model.completions else None
+    return Output(label=model.label, text=text, error=item.error, why=item.why)
+
+
+def marks(gold: str, output: str) -> list[Mark]:
+    """The output with what it lacks of the gold text and what it adds, word by word.
+
+    Texts that share too little, or are too long to compare, come back unmarked, as one "same" stretch of the output.
+    """
+    left, right = _PIECES.findall(gold), _PIECES.findall(output)
+    matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
+    if len(gold) + len(output) > DIFF_CHARS or matcher.ratio() < SIMILAR:
+        return [Mark("same", output)] if output else []
+    found: list[Mark] = []
+    for tag, a0, a1, b0, b1 in matcher.get_opcodes():
+        if tag == "equal":
+            found.append(Mark("same", "".join(right[b0:b1])))
+            continue
+        found.append(Mark("missing", "".join(left[a0:a1])))
+        found.append(Mark("extra", "".join(right[b0:b1])))
+    return [mark for mark in found if mark.text]

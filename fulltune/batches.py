@@ -1,0 +1,159 @@
+"""Which examples make up optimizer step s, and how they are packed into micro-batches for each worker.
+
+A plan is a pure function of lengths, seed and step. The examples of a step are chosen first (a seeded permutation per
+epoch, every example exactly once, none dropped) and only then packed, so the optimizer sees the same sums whatever the
+number of workers, and resuming needs no state but the step number. Every worker gets the same number of
+micro-batches; one that has no example takes a dummy with weight zero, so that no collective waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from fulltune.config import TrainConfig
+from fulltune.data import Example, TokenTable
+from fulltune.tokenizer import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward pass takes: examples one after another in a single row, without padding.
+
+    Attributes:
+        input_ids, position_ids: (1, T); positions restart at every example.
+        cu_seq_lens: (examples + 1,) boundaries, int32.
+        keep: (K,) positions whose next token is supervised.
+        targets: (K,) those next tokens.
+        weight: 1, or 0 for a dummy.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seq_lens: torch.Tensor
+    max_length: int
+    keep: torch.Tensor
+    targets: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The share of one worker in an optimizer step, with the totals over all workers."""
+
+    number: int
+    epoch: float
+    micro_batches: Sequence[Sequence[int]]
+    example_indices: Sequence[int]
+    tokens: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlanner:
+    """Plans the steps of a run. Steps count from 1, as in logs and checkpoint names."""
+
+    table: TokenTable
+    train: TrainConfig
+    packing: bool
+    rank: int = 0
+    num_workers: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.table) / self.train.global_batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        planned = math.ceil(self.train.num_epochs * self.steps_per_epoch)
+        return planned if self.train.max_steps is None else min(planned, self.train.max_steps)
+
+    def step(self, number: int) -> Step:
+        """The plan of step `number` (from 1) for this worker."""
+        epoch, place = divmod(number - 1, self.steps_per_epoch)
+        order = _epoch_order(len(self.table), self.train.seed, epoch)
+        size = self.train.global_batch_size
+        chosen = order[place * size : (place + 1) * size]
+        shares = pack(self.table.lengths, chosen, self._capacity, self.num_workers)
+        return Step(
+            number=number,
+            epoch=number / self.steps_per_epoch,
+            micro_batches=shares[self.rank],
+            example_indices=[int(i) for i in chosen],
+            tokens=int(self.table.lengths[chosen].sum()),
+            supervised_tokens=int(self.table.supervised[chosen].sum()),
+        )
+
+    @property
+    def _capacity(self) -> int:
+        return max(self.train.micro_batch_tokens, int(self.table.lengths.max())) if self.packing else 0
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n examples; NumPy's Philox stream is stable across versions and platforms."""
+    return np.random.Generator(np.random.Philox([seed, epoch])).permutation(n)
+
+
+def pack(lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, capacity: int, num_workers: int) -> list[list[list[int]]]:
+    """Fills micro-batches of at most `capacity` tokens, balanced over workers: result[worker][micro-batch] = indices.
+
+    Longest first into the emptiest bin (LPT), with the fewest bins per worker that hold everything. Capacity 0 gives
+    every example a micro-batch of its own. Lists may be empty where there are fewer examples than workers.
+    """
+    order = sorted((int(i) for i in chosen), key=lambda i: (-int(lengths[i]), i))
+    if capacity:
+        total = sum(int(lengths[i]) for i in order)
+        per_worker = max(1, math.ceil(total / (capacity * num_workers)))
+        while (bins := _fill(lengths, order, capacity, per_worker * num_workers)) is None:
+            per_worker += 1
+    else:
+        per_worker = max(1, math.ceil(len(order) / num_workers))
+        bins = _fill(lengths, order, 0, per_worker * num_workers) or []
+    # bins sorted by load are dealt out so that micro-batch m is of similar size on every worker
+    return [[bins[m * num_workers + w] for m in range(per_worker)] for w in range(num_workers)]
+
+
+def _fill(lengths: np.ndarray, order: Sequence[int], capacity: int, num_bins: int) -> list[list[int]] | None:
+    """None if the examples do not fit into so many bins."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [0] * num_bins
+    for index in order:
+        free = range(num_bins) if capacity else (b for b in range(num_bins) if not bins[b])
+        target = min(free, key=lambda b: (loads[b], b))
+        if capacity and loads[target] + lengths[index] > capacity:
+            return None
+        bins[target].append(index)
+        loads[target] += int(lengths[index])
+    return [bins[b] for b in sorted(range(num_bins), key=lambda b: (-loads[b], b))]
+
+
+def collate(table: TokenTable, indices: Sequence[int]) -> MicroBatch:
+    """The tensors of one micro-batch. No indices: a dummy, the shortest example with weight zero."""
+    if not indices:
+        return _collate([table[int(table.lengths.argmin())]], weight=0.0)
+    return _collate([table[i] for i in indices], weight=1.0)
+
+
+def _collate(examples: Sequence[Example], weight: float) -> MicroBatch:
+    lengths = [len(example.input_ids) for example in examples]
+    ids = np.concatenate([example.input_ids for example in examples])  # (T,)
+    # the label of the next token, and none after the last token of an example
+    nexts = np.concatenate([np.append(example.labels[1:], IGNORE) for example in examples])  # (T,)
+    positions = np.concatenate([np.arange(length) for length in lengths])  # (T,)
+    keep = np.flatnonzero(nexts != IGNORE)  # (K,)
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids.astype(np.int64))[None],
+        position_ids=torch.from_numpy(positions)[None],
+        cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        max_length=max(lengths),
+        keep=torch.from_numpy(keep),
+        targets=torch.from_numpy(nexts[keep].astype(np.int64)),
+        weight=weight,
+    )

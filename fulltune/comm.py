@@ -1,0 +1,54 @@
+"""What the workers of a run tell each other outside DeepSpeed: sums, agreements, broadcasts.
+
+Thin names over torch.distributed, so that the training code says what it needs and a single process needs no group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """This worker's place among the others."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, values: Sequence[float], target: torch.device | None = None) -> list[float]:
+        """Element-wise sum over workers, in float64 and the same on every worker."""
+        if self.size == 1:
+            return [float(v) for v in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=target)
+        dist.all_reduce(tensor)
+        return [float(v) for v in tensor.tolist()]
+
+    def all(self, condition: bool) -> bool:
+        """Whether it holds on every worker."""
+        return not self.any(not condition)
+
+    def any(self, condition: bool) -> bool:
+        """Whether it holds on some worker."""
+        return self.sum([float(condition)], _device())[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in rank order, on every worker."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _device() -> torch.device | None:
+    return torch.device("cuda") if dist.is_initialized() and dist.get_backend() == "nccl" else None

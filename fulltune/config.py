@@ -1,0 +1,297 @@
+"""Configuration: a YAML recipe plus `dotted.key=value` overrides becomes one frozen, fully checked `RunConfig`.
+
+First station of the flow; every later one reads the resolved object, which is stored as `config.yaml` in the run
+folder. Unknown keys are errors that name the nearest known key. No torch here, so `--print-config` is instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.base import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TokenizerTraining(_Section):
+    """A byte-level BPE trained on the task's own training text, for tiny models built from nothing."""
+
+    vocab_size: int = Field(1024, ge=300, description="tokens before the task's special tokens are added")
+
+
+class ModelConfig(_Section):
+    """Which model is tuned and how it is loaded."""
+
+    name_or_path: str | None = Field(None, description="hub id or folder (safetensors, or GGUF files)")
+    revision: str | None = Field(None, description="hub revision, for a run that can be repeated")
+    init: Literal["pretrained", "random"] = "pretrained"
+    config: dict[str, Any] = Field(default_factory=dict, description="architecture of a randomly initialised Llama")
+    tokenizer: TokenizerTraining | None = Field(None, description="train a tokenizer on the task's text")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 on CPU"
+    )
+    new_token_init: Literal["mean_noise", "mean"] = Field(
+        "mean_noise", description="how rows of new tokens start; the stop token starts from the EOS row"
+    )
+
+    @model_validator(mode="after")
+    def _source_is_named(self) -> ModelConfig:
+        if self.init == "pretrained" and not self.name_or_path:
+            raise ValueError("model.name_or_path is needed unless model.init is 'random'")
+        if self.init == "random" and not (self.config and (self.tokenizer or self.name_or_path)):
+            raise ValueError("model.init: random needs model.config and either model.tokenizer or model.name_or_path")
+        return self
+
+
+class MethodConfig(_Section):
+    """What is trained: every parameter."""
+
+    kind: Literal["full"] = "full"
+
+
+class DataConfig(_Section):
+    """Where the records come from and how they become token sequences."""
+
+    source: str = Field("bundled", description="bundled, hub, or a path to a file or folder")
+    columns: dict[str, str] = Field(default_factory=dict, description="source column -> task column")
+    max_length: int = Field(512, ge=8, description="longer rows are left out, counted and listed")
+    packing: bool = Field(True, description="several examples per micro-batch, each with attention of its own")
+    loss_on: Literal["completion", "all"] = "completion"
+    limit: int | None = Field(None, ge=1, description="only the first rows of the training split")
+
+
+class TrainConfig(_Section):
+    """The optimisation itself. Batch sizes count examples of one optimizer step over all workers."""
+
+    num_epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the schedule ends, as a share of learning_rate")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
+    global_batch_size: int = Field(16, ge=1, description="examples per optimizer step, all workers together")
+    micro_batch_tokens: int = Field(4096, ge=8, description="tokens that one worker takes in one forward pass")
+    gradient_checkpointing: bool = False
+    seed: int = Field(42, ge=0)
+
+
+class RayConfig(_Section):
+    """Where the run takes place and where it keeps its files."""
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1.0, gt=0)
+    accelerator_type: str | None = Field(None, description="for example A10G or H100")
+    storage_path: str = Field("runs", description="a folder that every node sees")
+    name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
+    max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")
+    collective_timeout_s: int = Field(1800, ge=1, description="a collective that takes longer ends the attempt")
+
+
+class CheckpointConfig(_Section):
+    """When sharded checkpoints are written and which ones stay. The last step is always saved."""
+
+    every_steps: int | None = Field(None, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_best: bool = Field(True, description="also keep the one with the lowest validation loss")
+
+
+class ValidationConfig(_Section):
+    """Loss over the supervised tokens of the validation split, at chosen steps."""
+
+    every_steps: int | None = Field(None, ge=1)
+    limit: int | None = Field(200, ge=1, description="first rows of the validation split")
+
+
+class TrackingConfig(_Section):
+    """What is logged besides metrics.jsonl."""
+
+    log_every_steps: int = Field(1, ge=1)
+
+
+class ReportModel(_Section):
+    """A row of the report: the base or the tuned model under a prompt."""
+
+    model: Literal["base", "tuned"]
+    shots: int = Field(0, ge=0)
+    prompt: Literal["structured", "natural"] | None = Field(None, description="default: natural for base models")
+
+
+class ReportConfig(_Section):
+    """The comparison that follows the training."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    limit: int | None = Field(None, ge=1)
+    batch_tokens: int = Field(4096, ge=8, description="tokens of one generation batch, prompts and answers together")
+    models: tuple[ReportModel, ...] = (
+        ReportModel(model="base"),
+        ReportModel(model="base", shots=5),
+        ReportModel(model="tuned"),
+    )
+
+
+class RunConfig(_Section):
+    """One run, completely described."""
+
+    task: str = Field(description="a task's name, or path/to/file.py:TASK")
+    task_options: dict[str, Any] = Field(default_factory=dict)
+    model: ModelConfig
+    method: MethodConfig = MethodConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    deepspeed: str | dict[str, Any] = Field("zero2", description="a name in deepspeed_configs, a path, or a mapping")
+    ray: RayConfig = RayConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    report: ReportConfig | None = None
+
+    @field_validator("task")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("task is empty; name one, for example viggo")
+        return value
+
+    @property
+    def run_dir(self) -> Path:
+        """`<storage_path>/<name>`, absolute."""
+        assert self.ray.name is not None, "load() fills the name"
+        return Path(self.ray.storage_path).expanduser().absolute() / self.ray.name
+
+
+def load(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a recipe, applies overrides in order and checks the result.
+
+    Raises:
+        UserError: no such file, broken YAML, an override without "=", an unknown key, a value of the wrong kind.
+    """
+    tree = _read_yaml(recipe)
+    for override in overrides:
+        _apply(tree, override)
+    tree.setdefault("ray", {})
+    if isinstance(tree["ray"], dict):
+        tree["ray"].setdefault("name", recipe.stem)
+    return resolve(tree, origin=str(recipe))
+
+
+def resolve(tree: Mapping[str, Any], origin: str) -> RunConfig:
+    """A checked RunConfig from a plain mapping; every problem in one UserError."""
+    _refuse_unknown_keys(tree, RunConfig, prefix="", origin=origin)
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _as_user_error(error, origin) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load` reads it back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            got=f"recipe {path}: {error.strerror}", wanted="a readable YAML file", fix="check the path"
+        ) from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(got=f"{path}: {error}", wanted="valid YAML", fix="mend the line named above") from None
+    if not isinstance(tree, dict):
+        raise UserError(
+            got=f"{path} holds {type(tree).__name__}", wanted="a mapping of configuration keys", fix="see ray_jobs/recipes"
+        )
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Sets `a.b.c=value` in the tree; the value is read as YAML, so numbers, lists and null work."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(
+            got=f"override {override!r}", wanted="dotted.key=value", fix="for example train.learning_rate=1e-5"
+        )
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        child = node.get(part)
+        node[part] = dict(child) if isinstance(child, dict) else {}
+        node = node[part]
+    node[leaf] = _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text) if text else ""
+    if isinstance(value, str):
+        # YAML 1.1 reads 5e-4 as a string: take what Python takes for a number
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], section: type[BaseModel], prefix: str, origin: str) -> None:
+    for key, value in tree.items():
+        if key not in section.model_fields:
+            raise _unknown_key(str(key), section, prefix, origin)
+        child = _section_of(section.model_fields[key].annotation)
+        if child is not None and isinstance(value, Mapping):
+            _refuse_unknown_keys(value, child, f"{prefix}{key}.", origin)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class behind `X` or `X | None`, if there is one."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _unknown_key(key: str, section: type[BaseModel], prefix: str, origin: str) -> UserError:
+    everywhere = list(all_keys())
+    near = [prefix + k for k in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)]
+    near = near or [k for k in everywhere if k.rsplit(".", 1)[-1] == key][:1]
+    near = near or difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]!r}?" if near else "see `fulltune train RECIPE --print-config` for all keys"
+    known = ", ".join(section.model_fields)
+    return UserError(got=f"unknown key {prefix + key!r} in {origin}", wanted=f"one of: {known}", fix=advice)
+
+
+def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of the configuration."""
+    for name, field in section.model_fields.items():
+        child = _section_of(field.annotation)
+        if child is None:
+            yield prefix + name
+        else:
+            yield from all_keys(child, f"{prefix}{name}.")
+
+
+def _as_user_error(error: ValidationError, origin: str) -> UserError:
+    problems = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(whole recipe)"
+        value = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (came: {item['input']!r})"
+        problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{value}")
+    return UserError(
+        got=f"{origin}: " + "; ".join(problems),
+        wanted="values as `fulltune train RECIPE --print-config` shows them",
+        fix="change the key in the recipe or give key=value on the command line",
+    )

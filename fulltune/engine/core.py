@@ -1,0 +1,175 @@
+"""The training engine: a causal language model inside DeepSpeed, with the few verbs the training loop needs.
+
+    build -> Engine.accumulate (per micro-batch) -> Engine.update (once per optimizer step) -> Engine.save / load
+
+DeepSpeed shards the model states (ZeRO) and averages gradients over workers. Every loss is scaled so that this average
+is the mean over all supervised tokens of the step, on all workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+
+from fulltune import attention, device
+from fulltune.batches import MicroBatch
+from fulltune.config import RunConfig, TrainConfig
+from fulltune.engine import settings as ds_settings
+from fulltune.loss import summed_loss
+
+TAG = "state"  # the folder inside a checkpoint that DeepSpeed writes to
+
+
+class Engine:
+    """One worker's handle on the sharded model, optimizer and gradients."""
+
+    def __init__(self, wrapped: Any, *, max_grad_norm: float, world: int, keep_alive: object) -> None:
+        self._wrapped = wrapped
+        self._max_grad_norm = max_grad_norm
+        self._world = world
+        self._keep_alive = keep_alive  # HfDeepSpeedConfig is held by a weak reference only
+        self.device: torch.device = wrapped.device
+
+    @property
+    def module(self) -> Any:
+        """The model itself; under ZeRO-3 its parameters are shards."""
+        return self._wrapped.module
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self._wrapped.zero_optimization_stage())
+
+    def accumulate(self, batch: MicroBatch, *, step_tokens: int, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; gradients add up until `update`.
+
+        Args:
+            step_tokens: supervised tokens of the whole optimizer step, over all workers.
+            last: whether this is the worker's last micro-batch of the step.
+
+        Returns:
+            The summed loss of the micro-batch, a detached scalar.
+        """
+        self._wrapped.set_gradient_accumulation_boundary(last)
+        loss = summed_loss(self._wrapped, to_device(batch, self.device))
+        # DeepSpeed divides by the number of workers; the step's mean divides by its supervised tokens
+        self._wrapped.backward(loss * (self._world / step_tokens), scale_wrt_gas=False)
+        return loss.detach()
+
+    def update(self, learning_rate: float) -> float:
+        """Clips, takes one optimizer step and clears the gradients; returns the norm before clipping."""
+        for group in self._wrapped.optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        norm = self._clip_unsharded() if self._plain else None
+        self._wrapped.step()
+        return float(self._wrapped.get_global_grad_norm() if norm is None else norm)
+
+    @property
+    def _plain(self) -> bool:
+        """ZeRO-0 in float32: DeepSpeed wraps no optimizer, so clipping and its norm are ours."""
+        return self.stage == 0 and not (self._wrapped.bfloat16_enabled() or self._wrapped.fp16_enabled())
+
+    def _clip_unsharded(self) -> float:
+        limit = self._max_grad_norm or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+
+    @torch.no_grad()
+    def evaluate(self, batch: MicroBatch) -> torch.Tensor:
+        """The summed loss of a micro-batch without gradients, a scalar."""
+        self._wrapped.eval()
+        loss = summed_loss(self._wrapped, to_device(batch, self.device))
+        self._wrapped.train()
+        return loss
+
+    def save(self, folder: Path) -> None:
+        """Every worker writes its own shard below `folder`; returns when all have."""
+        self._wrapped.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        if self._wrapped.global_rank == 0:
+            for script in folder.glob("*.py"):  # a checkpoint holds data, not programs to run
+                script.unlink()
+
+    def load(self, folder: Path) -> None:
+        """Takes model and optimizer states from a folder that `save` wrote with as many workers.
+
+        Raises:
+            RuntimeError: DeepSpeed found nothing to load (it only warns).
+        """
+        path, _ = self._wrapped.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {folder}; wanted {TAG}/*.pt of {self._world} workers")
+
+
+def build(config: RunConfig, model_dir: Path, *, num_workers: int) -> Engine:
+    """Loads the model (partitioned while it loads under ZeRO-3) and hands it to DeepSpeed."""
+    complete = ds_settings.complete(config, num_workers=num_workers)
+    # must be alive before from_pretrained, or every worker materialises the whole model
+    partitioned = HfDeepSpeedConfig(complete) if ds_settings.stage(complete) == 3 else None
+    model = load_model(config, model_dir)
+    wrapped, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(model, config, complete), config=complete, dist_init_required=False
+    )
+    return Engine(wrapped, max_grad_norm=config.train.max_grad_norm, world=num_workers, keep_alive=partitioned)
+
+
+def load_model(config: RunConfig, model_dir: Path) -> Any:
+    """The causal language model with the attention and dtype of this device."""
+    attention.register()
+    dtype = device.torch_dtype(device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu))
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=dtype, attn_implementation=device.training_attention(use_gpu=config.ray.use_gpu)
+    )
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return model
+
+
+def _optimizer(model: Any, config: RunConfig, complete: dict[str, Any]) -> Any:
+    train = config.train
+    groups = parameter_groups(model.named_parameters(), train)
+    common = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon}
+    if ds_settings.offloads_optimizer(complete):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+    return torch.optim.AdamW(groups, **common, **device.adamw_flavour(use_gpu=config.ray.use_gpu))
+
+
+def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], train: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms, biases) do not; one group where there is no weight decay."""
+    parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if not train.weight_decay:
+        return [{"params": [p for _, p in parameters], "weight_decay": 0.0, "lr_scale": 1.0}]
+    matrices = [p for _, p in parameters if _rank(p) > 1]
+    vectors = [p for _, p in parameters if _rank(p) <= 1]
+    return [
+        {"params": matrices, "weight_decay": train.weight_decay, "lr_scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
+    ]
+
+
+def _rank(parameter: torch.nn.Parameter) -> int:
+    """Dimensions of the whole parameter; under ZeRO-3 the tensor itself is a flat shard."""
+    shape: Sequence[int] = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape)
+
+
+def to_device(batch: MicroBatch, target: torch.device) -> MicroBatch:
+    """The same micro-batch on another device."""
+    if target.type == "cpu":
+        return batch
+    return MicroBatch(
+        input_ids=batch.input_ids.to(target, non_blocking=True),
+        position_ids=batch.position_ids.to(target, non_blocking=True),
+        cu_seq_lens=batch.cu_seq_lens.to(target, non_blocking=True),
+        max_length=batch.max_length,
+        keep=batch.keep.to(target, non_blocking=True),
+        targets=batch.targets.to(target, non_blocking=True),
+        weight=batch.weight,
+    )

@@ -1,0 +1,63 @@
+"""metrics.jsonl: one line per optimizer step, cut back to the checkpoint when a run resumes.
+
+Worker 0 writes it, the driver's progress line and the report read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fulltune.train import StepDone, Validated
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to the log of a run; lines after `keep_to` (steps that will be taken again) are dropped first."""
+
+    def __init__(self, run: Path, *, keep_to: int) -> None:
+        self._path = run / FILE
+        self.attempt = next_attempt(run)
+        kept = [line for line in read(run) if line["step"] <= keep_to]
+        temporary = self._path.with_name(f".{FILE}")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self._path)
+        self._handle = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def step(self, event: StepDone) -> None:
+        """One optimizer step."""
+        line = dataclasses.asdict(event)
+        seconds = line.pop("seconds")
+        self._write(line | {"tokens_per_s": round(event.tokens / seconds, 1), "mfu": None, "attempt": self.attempt})
+
+    def validated(self, event: Validated) -> None:
+        """A validation loss; the line has `valid_loss` and no `loss`."""
+        self._write({"step": event.step, "valid_loss": event.loss, "attempt": self.attempt})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._handle.write(json.dumps(line) + "\n")
+
+
+def read(run: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's log; none if there is no log. A last line that a crash cut short is left out."""
+    try:
+        text = (run / FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.split("\n")[:-1]:
+        yield json.loads(line)
+
+
+def next_attempt(run: Path) -> int:
+    """Counts the starts of a run, from 1, in the file `attempts`."""
+    counter = run / "attempts"
+    number = int(counter.read_text()) + 1 if counter.exists() else 1
+    temporary = run / ".attempts"
+    temporary.write_text(str(number))
+    os.replace(temporary, counter)
+    return number

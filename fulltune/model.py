@@ -1,0 +1,215 @@
+"""The starting point of a run: a folder of safetensors whose vocabulary already has the task's tokens.
+
+Embeddings are resized here, once, on one process, before any sharding: resizing a ZeRO-3 model in place leaves
+unpartitioned rows behind (transformers #25977, #41959). Pretrained weights are streamed file by file and only the files
+that hold an embedding are rewritten, so a 70B model needs the memory of one file. Every worker then loads a
+checkpoint of the final shape, partitioned from the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fulltune import gguf
+from fulltune import tokenizer as tok
+from fulltune.config import ModelConfig
+from tasks.base import Task, UserError
+
+MULTIPLE = 64  # rows of an embedding: a multiple of 64 keeps matrix kernels aligned
+NOISE = 0.02  # standard deviation around the mean row for new tokens; also the initialisation of Llama
+
+
+def resolve_source(config: ModelConfig, cache: Path) -> Path | None:
+    """The local folder of pretrained weights; downloads or converts where needed. None for random initialisation.
+
+    Raises:
+        UserError: no such folder, or a folder without weights that can be read safely.
+    """
+    if config.init == "random":
+        return None
+    assert config.name_or_path is not None, "the configuration checks this"
+    folder = Path(config.name_or_path).expanduser()
+    if not folder.is_dir():
+        folder = _download(config)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    if any(folder.glob("*.gguf")):
+        return gguf.convert(folder, cache)
+    found = sorted(p.name for p in folder.iterdir())[:8]
+    raise UserError(
+        got=f"{folder} holds {', '.join(found) or 'nothing'}",
+        wanted="*.safetensors (or *.gguf) with config.json; pickled *.bin weights are refused because loading runs code",
+        fix="name another revision, or save the model once with save_pretrained(safe_serialization=True)",
+    )
+
+
+def _download(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(str(config.name_or_path), revision=config.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            got=f"model {config.name_or_path!r}: {str(error).splitlines()[0]}",
+            wanted="a folder on this machine, or a hub id that can be downloaded",
+            fix="check the path, the network, and HF_TOKEN for gated models such as Llama-2",
+        ) from None
+
+
+def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int, cache: Path) -> Path:
+    """Builds the run's starting folder (weights, config, tokenizer), or finds it built.
+
+    Args:
+        texts: training texts, for a tokenizer that is trained.
+        seed: of the random initialisation and of the noise in new rows.
+    """
+    source = resolve_source(config, cache)
+    tokenizer = _tokenizer(config, source, texts)
+    base_eos = tokenizer.eos_token_id
+    new_ids = tok.add_task_tokens(tokenizer, task)
+    folder = cache / f"model-{_key(config, source, tokenizer, seed)}"
+    if (folder / "config.json").exists():
+        return folder
+    stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    stage.mkdir(parents=True)
+    if source is None:
+        _initialise(config, tokenizer, stage, seed=seed)
+    else:
+        rows = _starting_rows(config, task, tokenizer, new_ids, base_eos)
+        _stream(source, stage, num_tokens=len(tokenizer), rows=rows, seed=seed)
+    tok.save(tokenizer, stage)
+    try:
+        os.replace(stage, folder)
+    except OSError:  # another process built the same folder first
+        shutil.rmtree(stage)
+    return folder
+
+
+def _tokenizer(config: ModelConfig, source: Path | None, texts: Sequence[str]) -> tok.Tokenizer:
+    if config.tokenizer is not None:
+        return tok.train_bpe(texts, config.tokenizer.vocab_size)
+    return tok.load(str(source or config.name_or_path), None if source else config.revision)
+
+
+def _key(config: ModelConfig, source: Path | None, tokenizer: tok.Tokenizer, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed]).encode())
+    digest.update(tok.fingerprint(tokenizer).encode())
+    for file in sorted(source.glob("*.safetensors")) if source else ():
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _starting_rows(
+    config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
+) -> dict[int, int | str]:
+    """New id -> the id whose row it copies, or the name of a rule. The stop token means what EOS meant."""
+    rows: dict[int, int | str] = dict.fromkeys(new_ids, config.new_token_init)
+    stop = tok.stop_id(tokenizer, task)
+    if stop in rows and eos is not None:
+        rows[stop] = eos
+    return rows
+
+
+def _initialise(config: ModelConfig, tokenizer: tok.Tokenizer, out: Path, *, seed: int) -> None:
+    """A randomly initialised Llama of the configured shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    try:
+        shape = LlamaConfig(
+            **config.config,
+            vocab_size=padded(len(tokenizer)),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            got=f"model.config {config.config}: {error}",
+            wanted="a shape that transformers' LlamaConfig takes",
+            fix="for example hidden_size: 192, num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 512",
+        ) from None
+    model.save_pretrained(out, safe_serialization=True)
+
+
+def padded(num_tokens: int) -> int:
+    """The next multiple of 64."""
+    return -(-num_tokens // MULTIPLE) * MULTIPLE
+
+
+def _stream(source: Path, out: Path, *, num_tokens: int, rows: Mapping[int, int | str], seed: int) -> None:
+    """Copies the weights file by file; embedding matrices grow to `num_tokens`, padded, with their new rows filled."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config = json.loads((source / "config.json").read_text())
+    names = embedding_names(config)
+    size = max(config["vocab_size"], padded(num_tokens))
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            keys = list(tensors.keys())
+            if not names & set(keys):
+                _link(file, out / file.name)
+                continue
+            held = {key: tensors.get_tensor(key) for key in keys}
+            metadata = tensors.metadata()
+        for number, name in enumerate(sorted(names & set(keys))):
+            held[name] = grow(held[name], size, rows, seed=seed + number)
+        save_file(held, str(out / file.name), metadata=metadata)
+    for file in source.glob("*.json"):
+        if "token" not in file.name and file.name not in ("config.json", "generation_config.json", "vocab.json"):
+            shutil.copy(file, out / file.name)
+    config["vocab_size"] = size
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def embedding_names(config: Mapping[str, Any]) -> set[str]:
+    """State-dict names of the input and output embedding, read off the architecture without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    wanted = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in wanted}
+
+
+def grow(matrix: Any, size: int, rows: Mapping[int, int | str], *, seed: int) -> Any:
+    """An embedding (V, H) with `size` rows: old ones untouched, new tokens by their rule, unused ones the mean.
+
+    Rules: `mean` is the mean of the old rows, `mean_noise` adds normal noise of 0.02, an id copies that id's row.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    old = matrix.shape[0]
+    mean = matrix.float().mean(dim=0)  # (H,)
+    grown = torch.cat([matrix, mean.to(matrix.dtype).expand(size - old, -1)])  # (size, H)
+    for row, rule in sorted(rows.items()):
+        if isinstance(rule, int):
+            value = matrix[rule].float()
+        else:
+            noise = torch.randn(mean.shape, generator=generator) * NOISE
+            value = mean + noise if rule == "mean_noise" else mean
+        grown[row] = value.to(matrix.dtype)
+    return grown.contiguous()
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # another file system
+        shutil.copy(file, target)

@@ -1,0 +1,214 @@
+"""One worker's part in a run: build the engine, resume if there is something to resume, train, log, save.
+
+Consumes the records of `fulltune.train.fit`. Knows ranks and disks but not Ray, so the same function runs under Ray
+Train, under torch's own launcher, and in a test. Everything it needs was prepared beforehand and lies in folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulltune import checkpoint, comm, export
+from fulltune.batches import StepPlanner, collate, pack
+from fulltune.config import RunConfig
+from fulltune.data import TokenTable
+from fulltune.engine import Engine, build
+from fulltune.metrics import MetricsLog
+from fulltune.train import SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
+from tasks.base import UserError
+
+STOP_FILE = "stop"  # put into the run folder, it asks the workers to save and end
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Folders that were prepared for the run; None where the run has no validation."""
+
+    model: Path
+    train_data: Path
+    valid_data: Path | None
+    run: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run / "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the worker's part ended."""
+
+    step: int
+    total_steps: int
+    finished: bool
+
+
+def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callable[[str], None]) -> Result:
+    """Trains until the last step or a request to stop; every worker calls it with the same arguments.
+
+    Args:
+        say: prints a line for the user; called on worker 0 only.
+    """
+    seed_everything(config.train.seed)
+    table = TokenTable(inputs.train_data)
+    planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
+    engine = build(config, inputs.model, num_workers=workers.size)
+    tell = say if workers.rank == 0 else _silent
+    step = _resume(engine, inputs, workers, fingerprint(config, planner), tell)
+    log = MetricsLog(inputs.run, keep_to=step) if workers.rank == 0 else None
+    events = fit(
+        engine,
+        planner.step,
+        lambda indices: collate(table, indices),
+        config.train,
+        Schedule(
+            total_steps=planner.total_steps,
+            save_every=config.checkpoint.every_steps,
+            validate_every=config.validation.every_steps,
+        ),
+        workers=workers,
+        validate=_validation(engine, inputs, config, workers),
+        stop_requested=(inputs.run / STOP_FILE).exists,
+        first_step=step + 1,
+    )
+    meta: dict[str, Any] = {"fingerprint": fingerprint(config, planner)}
+    finished = True
+    for event in events:
+        match event:
+            case StepDone():
+                step = event.step
+                meta.pop("valid_loss", None)
+                if log is not None:
+                    log.step(event)
+            case Validated():
+                if config.checkpoint.keep_best:
+                    meta["valid_loss"] = event.loss
+                if log is not None:
+                    log.validated(event)
+            case SaveDue():
+                _save(engine, inputs, event.step, meta, workers, config)
+            case Stopped():
+                finished = False
+                tell(f"stopped on request after step {event.step}; run the same command to go on")
+    return Result(step=step, total_steps=planner.total_steps, finished=finished)
+
+
+def fingerprint(config: RunConfig, planner: StepPlanner) -> dict[str, Any]:
+    """What must not change between the parts of one run: the data and every setting of the optimisation.
+
+    Settings that only decide how a step is computed (memory against time) may.
+    """
+    how = {"gradient_checkpointing", "micro_batch_tokens"}
+    return {
+        "data": planner.table.folder.name,
+        "train": config.train.model_dump(mode="json", exclude=how),
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """The same numbers on every worker: sharded initialisation depends on it."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def write_presence(run: Path, workers: comm.Workers) -> None:
+    """Leaves `workers/<rank>.json` with process id and host, for whoever has to look at, or end, one worker."""
+    folder = run / "workers"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"rank": workers.rank, "pid": os.getpid(), "host": socket.gethostname()})
+    (folder / f"{workers.rank}.json").write_text(text)
+
+
+def _silent(_: str) -> None:
+    """Lines are for worker 0."""
+
+
+def _resume(
+    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], tell: Callable[[str], None]
+) -> int:
+    """Loads the newest whole checkpoint and returns its step; 0 where there is none.
+
+    Raises:
+        UserError: the checkpoints in this run folder belong to a run with other data or settings.
+    """
+    inputs.checkpoints.mkdir(parents=True, exist_ok=True)
+    found = checkpoint.latest(inputs.checkpoints, peers=workers, say=tell)
+    if found is None:
+        return 0
+    refuse_other_run(found, wanted)
+    engine.load(found.path)
+    _load_rng(found.path / f"rng-{workers.rank}.pt")
+    tell(f"resuming after step {found.step}")
+    return found.step
+
+
+def refuse_other_run(found: checkpoint.Found, wanted: Mapping[str, Any]) -> None:
+    """Going on under other data or settings would be neither run; UserError names what differs."""
+    flat_was, flat_now = _flat(found.meta["fingerprint"]), _flat(wanted)
+    changed = [key for key in sorted(flat_was | flat_now) if flat_was.get(key) != flat_now.get(key)]
+    if changed:
+        differences = ", ".join(f"{key}: {flat_was.get(key)} -> {flat_now.get(key)}" for key in changed)
+        raise UserError(
+            got=f"{found.path} belongs to a run with other settings ({differences})",
+            wanted="the settings that the run was started with",
+            fix="restore them to resume, or start a new run under another ray.name",
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _save(
+    engine: Engine, inputs: Inputs, step: int, meta: Mapping[str, Any], workers: comm.Workers, config: RunConfig
+) -> None:
+    def write(folder: Path) -> None:
+        engine.save(folder)
+        _save_rng(folder / f"rng-{workers.rank}.pt")
+        if workers.rank == 0:
+            export.keep_model_files(inputs.model, folder)
+
+    checkpoint.save(
+        inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last
+    )
+
+
+def _save_rng(file: Path) -> None:
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    torch.save(states, file)
+
+
+def _load_rng(file: Path) -> None:
+    states = torch.load(file, weights_only=True, map_location="cpu")
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _validation(
+    engine: Engine, inputs: Inputs, config: RunConfig, workers: comm.Workers
+) -> Callable[[], tuple[float, int]] | None:
+    """The validation loss as a function; its packs are the same at every call."""
+    if inputs.valid_data is None or config.validation.every_steps is None:
+        return None
+    table = TokenTable(inputs.valid_data)
+    capacity = max(config.train.micro_batch_tokens, int(table.lengths.max())) if config.data.packing else 0
+    share = pack(table.lengths, range(len(table)), capacity, workers.size)[workers.rank]
+    supervised = int(table.supervised.sum())
+    return lambda: mean_loss(engine, [collate(table, indices) for indices in share], supervised, workers)

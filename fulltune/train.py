@@ -1,0 +1,197 @@
+"""The training loop: a generator of records.
+
+    for event in fit(...): the caller logs, saves, validates
+
+It knows nothing of Ray, ranks, or disks. What would change the flow (a stop, a loss that is not finite) is agreed by all
+workers before it is yielded, so no worker ever waits in a collective that another has left.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fulltune.batches import MicroBatch, Step
+from fulltune.config import TrainConfig
+
+
+class TrainingEngine(Protocol):
+    """What the loop asks of an engine (`fulltune.engine.Engine`; tests bring their own)."""
+
+    device: torch.device
+
+    def accumulate(self, batch: MicroBatch, *, step_tokens: int, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; its summed loss."""
+
+    def update(self, learning_rate: float) -> float:
+        """One optimizer step; the gradient norm."""
+
+    def evaluate(self, batch: MicroBatch) -> torch.Tensor:
+        """The summed loss of a micro-batch, without gradients."""
+
+
+class Reduction(Protocol):
+    """Sums over workers (`fulltune.comm.Workers`)."""
+
+    def sum(self, values: Sequence[float], target: torch.device | None = None) -> list[float]:
+        """Element-wise sum over workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """An optimizer step was taken. `loss` is the mean over the step's supervised tokens, before the update."""
+
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The loss over the supervised tokens of the validation split, after `step`."""
+
+    step: int
+    loss: float
+    supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDue:
+    """The caller saves the state as it is after `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Training ended early on request, after `step` (the state was offered for saving before)."""
+
+    step: int
+
+
+Event = StepDone | Validated | SaveDue | Stopped
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite. Weights are as before the step; `example_indices` names its examples."""
+
+    def __init__(self, step: int, loss: float, example_indices: Sequence[int]) -> None:
+        super().__init__(
+            f"loss {loss} at step {step} (weights unchanged); examples of the step by row of the prepared data: "
+            f"{list(example_indices)}; lower train.learning_rate or inspect these rows"
+        )
+        self.step, self.example_indices = step, list(example_indices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When things are due. Steps count from 1; None means never, the last step is always saved."""
+
+    total_steps: int
+    save_every: int | None
+    validate_every: int | None
+
+    def saves(self, step: int) -> bool:
+        """Whether the state is saved after this step."""
+        return step == self.total_steps or (self.save_every is not None and step % self.save_every == 0)
+
+    def validates(self, step: int) -> bool:
+        """Whether the validation loss is taken after this step."""
+        if self.validate_every is None:
+            return False
+        return step == self.total_steps or step % self.validate_every == 0
+
+
+def fit(
+    engine: TrainingEngine,
+    plan: Callable[[int], Step],
+    load: Callable[[Sequence[int]], MicroBatch],
+    train: TrainConfig,
+    schedule: Schedule,
+    *,
+    workers: Reduction,
+    validate: Callable[[], tuple[float, int]] | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+    first_step: int = 1,
+) -> Iterator[Event]:
+    """Trains from `first_step` to the schedule's last step and yields what happened.
+
+    Args:
+        plan: step number -> this worker's share of the step.
+        load: indices -> tensors.
+        validate: () -> mean loss and number of supervised tokens of the validation split.
+    """
+    for number in range(first_step, schedule.total_steps + 1):
+        started = time.perf_counter()
+        step = plan(number)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for i, indices in enumerate(step.micro_batches):
+            last = i == len(step.micro_batches) - 1
+            loss_sum += engine.accumulate(load(indices), step_tokens=step.supervised_tokens, last=last).double()
+        total, stops = workers.sum([float(loss_sum), float(stop_requested())], engine.device)
+        loss = total / step.supervised_tokens
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(number, loss, step.example_indices)
+        lr = learning_rate(train, number, schedule.total_steps)
+        grad_norm = engine.update(lr)
+        yield StepDone(
+            step=number,
+            epoch=step.epoch,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=step.tokens,
+            supervised_tokens=step.supervised_tokens,
+            padded_tokens=0,
+            seconds=time.perf_counter() - started,
+        )
+        if validate is not None and schedule.validates(number):
+            valid_loss, valid_tokens = validate()
+            yield Validated(number, valid_loss, valid_tokens)
+        if stops or schedule.saves(number):
+            yield SaveDue(number)
+        if stops:
+            yield Stopped(number)
+            return
+
+
+def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of step `step` (from 1): linear warm-up to the peak, then linear, cosine or constant to the floor.
+
+    The first step after the warm-up takes the peak; the last step takes what is left one step before the end, so no
+    step is wasted on a rate of zero.
+    """
+    if step <= train.warmup_steps:
+        return train.learning_rate * step / (train.warmup_steps + 1)
+    done = (step - 1 - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
+    if train.lr_scheduler == "constant":
+        shape = 1.0
+    elif train.lr_scheduler == "linear":
+        shape = 1.0 - done
+    else:
+        shape = 0.5 * (1.0 + math.cos(math.pi * done))
+    return train.learning_rate * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * shape)
+
+
+def mean_loss(
+    engine: TrainingEngine, shares: Sequence[MicroBatch], supervised_tokens: int, workers: Reduction
+) -> tuple[float, int]:
+    """The mean loss over supervised tokens of data that is spread over the workers, the same for any number of them.
+
+    Args:
+        shares: this worker's micro-batches; as many on every worker.
+        supervised_tokens: over all workers.
+    """
+    total = sum(float(engine.evaluate(batch)) for batch in shares)
+    return workers.sum([total], engine.device)[0] / supervised_tokens, supervised_tokens

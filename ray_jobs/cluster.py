@@ -1,0 +1,100 @@
+"""Starting or joining a Ray cluster, and asking it whether a run fits before anything else is spent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fulltune.config import RayConfig
+from tasks.base import UserError
+
+LOCAL = "local"
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Joins the cluster of RAY_ADDRESS (set inside a submitted job), or starts one on this machine for the duration."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray gives its workers niceness 15, so that whatever else runs on a machine slows the training down
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    address = os.environ.get("RAY_ADDRESS", LOCAL)
+    started = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if address == LOCAL else {}
+    previous = os.umask(0o077)  # Ray writes its access token with the default mask, readable by everybody
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **started)
+    except ConnectionError as error:
+        raise UserError(
+            got=f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}",
+            wanted="a running Ray cluster at that address",
+            fix="start one with `ray start --head`, or unset RAY_ADDRESS to use this machine",
+        ) from None
+    finally:
+        os.umask(previous)
+    _protect_token()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _protect_token() -> None:
+    """An access token that others can read gives them the cluster: take their right away."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and token.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        with contextlib.suppress(PermissionError):
+            token.chmod(0o600)
+
+
+def worker_resources(config: RayConfig) -> dict[str, float]:
+    """What Ray reserves for each training worker."""
+    resources = {"CPU": config.cpus_per_worker}
+    return resources | {"GPU": 1.0} if config.use_gpu else resources
+
+
+def refuse_what_cannot_fit(config: RayConfig) -> None:
+    """Ray would wait for ever for workers that no node, present or to come, can hold.
+
+    Raises:
+        UserError: with what the cluster has and what the run asks for.
+    """
+    needs = worker_resources(config)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(_places(node, needs) for node in nodes)
+    growth = _autoscaler_limits()
+    possible = min((int(growth.get(key, 0) / need + 1e-9) for key, need in needs.items()), default=0) if growth else 0
+    if config.num_workers <= max(places, possible):
+        return
+    has = ", ".join(f"{key} {sum(node.get(key, 0) for node in nodes):g}" for key in needs)
+    wants = ", ".join(f"{key} {need:g}" for key, need in needs.items())
+    raise UserError(
+        got=f"ray.num_workers={config.num_workers} with {wants} each",
+        wanted=f"at most {max(places, possible)} such workers: the cluster has {has}"
+        + (f" and may grow to {growth}" if growth else " and no autoscaler"),
+        fix="lower ray.num_workers or ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
+    )
+
+
+def _places(node: dict[str, Any], needs: dict[str, float]) -> int:
+    """How many workers fit on a node; the margin absorbs binary fractions such as 0.1."""
+    return min(int(node.get(key, 0) / need + 1e-9) for key, need in needs.items())
+
+
+def _autoscaler_limits() -> dict[str, int]:
+    """Largest amounts the autoscaler may reach; empty where there is none."""
+    from ray._private.state import state
+
+    try:
+        return dict(state.get_max_resources_from_cluster_config() or {})
+    except Exception as error:  # a private call: a Ray that changed it must not stop a run that fits
+        logging.getLogger(__name__).warning("cannot read the autoscaler's limits: %s", error)
+        return {}

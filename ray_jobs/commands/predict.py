@@ -1,0 +1,66 @@
+"""Let a model answer a split; a killed prediction goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ray_jobs.commands import recipe
+from tasks.base import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Task, split, model and how to prompt it."""
+    parser.add_argument("--task", required=True, help="a task's name, or path/to/file.py:TASK")
+    parser.add_argument("--split", required=True, choices=("train", "valid", "test"))
+    parser.add_argument("--model", required=True, help="a folder or hub id")
+    parser.add_argument("--out", required=True, type=Path, help="the predictions file to write (.jsonl)")
+    parser.add_argument("--source", default="bundled", help="bundled, hub, or a path")
+    parser.add_argument("--shots", type=int, default=0, help="worked examples from the training split")
+    parser.add_argument("--prompt", choices=("structured", "natural"), help="default: structured if the model knows it")
+    parser.add_argument("--limit", type=int, help="the first N rows by index")
+    parser.add_argument("--engine", choices=("hf",), default="hf", help="what generates (vllm is not built yet)")
+    parser.add_argument("--label", help="name of the model in reports; default: the file's name")
+    parser.add_argument("--workers", type=int, help="copies of the model; default: one per GPU or two CPUs")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of one batch, answers included")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predicts, and prints the file."""
+    import torch
+
+    import tasks
+    from ray_jobs.predict import Request, predict
+
+    if arguments.model.startswith("openai:"):
+        raise UserError(
+            got=f"--model {arguments.model}", wanted="a folder or hub id", fix="API endpoints are not supported yet"
+        )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    task = tasks.get(arguments.task)
+    prompt = arguments.prompt or _usual_prompt(arguments.model, task.special_tokens)
+    request = Request(
+        task=arguments.task,
+        split=arguments.split,
+        source=arguments.source,
+        model=arguments.model,
+        out=arguments.out.absolute(),
+        label=arguments.label or arguments.out.stem,
+        prompt=prompt,
+        shots=arguments.shots,
+        limit=arguments.limit,
+        batch_tokens=arguments.batch_tokens,
+        workers=arguments.workers or gpus or max(1, (os.cpu_count() or 1) // 2),
+        use_gpu=gpus > 0,
+    )
+    print(predict(request, say=recipe.say))
+    return 0
+
+
+def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> str:
+    """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
+    from fulltune import tokenizer as tok
+
+    vocabulary = tok.load(model).get_vocab()
+    return "structured" if special_tokens and all(token in vocabulary for token in special_tokens) else "natural"

@@ -1,0 +1,53 @@
+"""Train a recipe on Ray, then export and report if the recipe asks for a report. The same command resumes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ray_jobs.commands import recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides, and two ways to look without training."""
+    recipe.add_recipe(parser)
+    parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
+    parser.add_argument("--json-schema", action="store_true", help="show the JSON schema of recipes and stop")
+    parser.add_argument("--no-report", action="store_true", help="stop after the last checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; returns 0 when the last step is done."""
+    from fulltune import config
+
+    if arguments.json_schema:
+        print(json.dumps(config.RunConfig.model_json_schema(), indent=1))
+        return 0
+    resolved = recipe.load(arguments)
+    if arguments.print_config:
+        print(config.dump(resolved), end="")
+        return 0
+    return train_and_report(resolved, with_report=not arguments.no_report)
+
+
+def train_and_report(resolved: object, *, with_report: bool) -> int:
+    """The run and what follows it."""
+    from fulltune.config import RunConfig
+    from ray_jobs import cluster, report
+    from ray_jobs.train import RunEnded, train
+
+    assert isinstance(resolved, RunConfig), resolved
+    try:
+        with cluster.connected():
+            checkpoint = train(resolved, arguments=sys.argv, say=recipe.say)
+            if resolved.report is None or not with_report:
+                print(checkpoint)
+                return 0
+            folder = report.report(resolved, checkpoint, say=recipe.say)
+    except RunEnded as error:
+        print(error, file=sys.stderr)
+        return 1
+    print((folder / "report.md").read_text().split("\n## ")[0].strip())
+    print(f"\nreport: {folder / 'report.html'}")
+    return 0

@@ -1,0 +1,226 @@
+"""`fulltune predict`: answers of one model to one split, written as they come; a killed prediction goes on where it was.
+
+    records -> prompts -> batches -> Ray actors (each with a whole model) -> predictions.jsonl + .meta.json
+
+The same schema serves our model, a base model with k shots and an API model, so `score` and `compare` ask no questions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from tqdm import tqdm
+
+import tasks
+from fulltune import device, model
+from fulltune.config import ModelConfig
+from tasks.base import Record, Task, UserError
+from tasks.sources import load
+
+SHOT_SEED = 17  # which training rows serve as worked examples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be predicted, and with what.
+
+    Attributes:
+        task: name or path of the task; `task_options` its settings.
+        model: a folder or hub id.
+        prompt: None for the natural one where the model is not tuned on the task, else the structured one.
+        batch_tokens: of one generation batch, padding and answers included.
+        workers: actors, each holding a whole model.
+        cache: where converted models are kept; None for a folder beside `out`.
+        replace: predictions of another model or setting in `out` make room; otherwise they are refused.
+    """
+
+    task: str
+    split: str
+    source: str
+    model: str
+    out: Path
+    label: str
+    prompt: Literal["structured", "natural"]
+    shots: int = 0
+    limit: int | None = None
+    task_options: tuple[tuple[str, Any], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
+    batch_tokens: int = 4096
+    workers: int = 1
+    use_gpu: bool = False
+    role: Literal["base", "tuned", "other"] = "other"
+    cache: Path | None = None
+    replace: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers; predictions made under another identity are not continued."""
+        wanted = ("task", "split", "source", "model", "prompt", "shots", "task_options", "columns")
+        return {name: getattr(self, name) for name in wanted}
+
+
+def predict(request: Request, *, say: Callable[[str], None]) -> Path:
+    """Predicts what is missing in `request.out` and returns the file, in the order of the records.
+
+    Raises:
+        UserError: the file holds predictions of another model, prompt or data set.
+    """
+    from ray_jobs import cluster
+
+    task = tasks.get(request.task, **dict(request.task_options))
+    records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
+    shots = pick_shots(task, request, records)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    folder = _model_folder(request)
+    done = _continue(request, task, folder)
+    missing = [record for record in records if record.id not in done]
+    if missing:
+        say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
+        with cluster.connected():
+            _run(request, task, folder, missing, shots)
+    _finish(request.out, [record.id for record in records])
+    return request.out
+
+
+def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[Record]:
+    """Worked examples from the training split, chosen by seed; none that the split to predict contains as well."""
+    if not request.shots:
+        return []
+    train = load(task, "train", request.source, columns=dict(request.columns) or None)
+    asked = {task.structured_prompt(record) for record in records}
+    pool = [record for record in train if task.structured_prompt(record) not in asked]
+    if len(pool) < request.shots:
+        raise UserError(
+            got=f"{len(pool)} training rows that are not in split {request.split!r}",
+            wanted=f"{request.shots} worked examples",
+            fix="lower --shots",
+        )
+    return random.Random(SHOT_SEED).sample(pool, request.shots)
+
+
+def _model_folder(request: Request) -> Path:
+    cache = request.cache or request.out.parent / ".models"
+    folder = model.resolve_source(ModelConfig(name_or_path=request.model), cache)
+    assert folder is not None, "only a random initialisation has no folder"
+    return folder
+
+
+def _meta_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.meta.json")
+
+
+def _continue(request: Request, task: Task, folder: Path) -> set[str]:
+    """Ids already answered; a torn last line is cut off. Predictions of another identity are refused."""
+    weights = max((file.stat().st_mtime_ns for file in folder.glob("*.safetensors")), default=0)
+    identity = json.loads(json.dumps(request.identity | {"task_version": task.version, "weights": weights}, default=str))
+    meta = _meta_path(request.out)
+    before = json.loads(meta.read_text()) if meta.exists() else {}
+    if before.get("identity") != identity and request.replace:
+        request.out.unlink(missing_ok=True)
+        before = {}
+    if request.out.exists() and before.get("identity") != identity:
+        differs = [k for k in identity if before.get("identity", {}).get(k) != identity[k]]
+        raise UserError(
+            got=f"{request.out} holds predictions made with another {', '.join(differs)}",
+            wanted="a new file, or one that this command began",
+            fix="choose another --out or delete the file",
+        )
+    facts = {"label": request.label, "task": request.task, "split": request.split, "source": request.source}
+    facts |= {"shots": request.shots, "prompt": request.prompt, "model": request.model, "role": request.role}
+    seconds = before.get("seconds", 0.0)
+    meta.write_text(json.dumps(facts | {"seconds": seconds, "identity": identity}, indent=1))
+    if not request.out.exists():
+        return set()
+    whole, newline, _ = request.out.read_text(encoding="utf-8").rpartition("\n")
+    request.out.write_text(whole + newline, encoding="utf-8")
+    return {json.loads(line)["id"] for line in whole.split("\n") if line}
+
+
+def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
+    started = time.perf_counter()
+    with request.out.open("a", encoding="utf-8") as file, tqdm(
+        total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False
+    ) as bar:
+        for answers in _answers(request, folder, missing, shots):
+            for answer in answers:
+                file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(answers))
+    meta = json.loads(_meta_path(request.out).read_text())
+    meta["seconds"] = round(meta["seconds"] + time.perf_counter() - started, 2)
+    _meta_path(request.out).write_text(json.dumps(meta, indent=1))
+
+
+def _line(answer: dict[str, Any], request: Request, task: Task) -> dict[str, Any]:
+    line = {"id": answer["id"], "completion": answer.pop("text"), "model": request.label}
+    return line | answer | {"task_version": task.version}
+
+
+def _answers(
+    request: Request, folder: Path, missing: Sequence[Record], shots: Sequence[Record]
+) -> Iterator[list[dict[str, Any]]]:
+    """Batches of answers as the actors finish them."""
+    resources = {"num_gpus": 1} if request.use_gpu else {"num_cpus": 1}
+    environment = {"env_vars": device.worker_environment(use_gpu=request.use_gpu)}
+    actor = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
+    actors = [actor.remote(request, folder) for _ in range(request.workers)]
+    batches = ray.get(actors[0].plan.remote(list(missing), list(shots)))
+    waiting = list(reversed(batches))
+    running: dict[Any, Any] = {}
+    for each in actors:
+        if waiting:
+            running[each.answer.remote(waiting.pop(), list(shots))] = each
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        free = running.pop(ready)
+        if waiting:
+            running[free.answer.remote(waiting.pop(), list(shots))] = free
+        yield ray.get(ready)
+    for each in actors:
+        ray.kill(each)
+
+
+class Predictor:
+    """A Ray actor that holds one whole model."""
+
+    def __init__(self, request: Request, folder: Path) -> None:
+        from fulltune import generate
+
+        self._request = request
+        self._task = tasks.get(request.task, **dict(request.task_options))
+        self._generator = generate.load(
+            folder, self._task, prompt_style=request.prompt, use_gpu=request.use_gpu
+        )
+
+    def plan(self, records: list[Record], shots: list[Record]) -> list[list[Record]]:
+        """Batches of records with prompts of similar length."""
+        from fulltune import generate
+
+        by_id = {record.id: record for record in records}
+        prompts = [self._generator.prompt(record, shots) for record in records]
+        limits = {"max_new_tokens": self._task.max_new_tokens, "batch_tokens": self._request.batch_tokens}
+        return [[by_id[prompt.id] for prompt in batch] for batch in generate.batches(prompts, **limits)]
+
+    def answer(self, records: list[Record], shots: list[Record]) -> list[dict[str, Any]]:
+        """The answers to one batch."""
+        prompts = [self._generator.prompt(record, shots) for record in records]
+        answers = self._generator.answer(prompts, max_new_tokens=self._task.max_new_tokens)
+        return [asdict(answer) for answer in answers]
+
+
+def _finish(out: Path, order: Sequence[str]) -> None:
+    """Puts the lines into the order of the records, so that equal predictions are equal files."""
+    place = {record_id: i for i, record_id in enumerate(order)}
+    lines = [line for line in out.read_text(encoding="utf-8").split("\n") if line]
+    lines.sort(key=lambda line: place.get(json.loads(line)["id"], len(place)))
+    temporary = out.with_name(f".{out.name}")
+    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    temporary.replace(out)

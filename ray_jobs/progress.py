@@ -1,0 +1,88 @@
+"""The one progress bar of a run, drawn by the driver from what worker 0 writes into the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fulltune.metrics import FILE
+
+POLL_S = 0.5
+
+
+@contextlib.contextmanager
+def following(run: Path, total_steps: int) -> Iterator[None]:
+    """Shows progress while the block runs: a bar on a terminal, a line every tenth of the way otherwise."""
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(run, total_steps, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+
+
+def _follow(run: Path, total_steps: int, done: threading.Event) -> None:
+    messages = _Tail(run / "messages.log", from_end=True)
+    metrics = _Tail(run / FILE, from_end=False)
+    shown = 0
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=total_steps, unit="step", disable=quiet, file=sys.stderr, dynamic_ncols=True) as bar:
+        while True:
+            last = done.is_set()
+            for line in messages.lines():
+                tqdm.write(line, file=sys.stderr)
+            steps = [record for record in map(_parse, metrics.lines()) if "loss" in record]
+            if steps:
+                record = steps[-1]
+                bar.n = record["step"]
+                bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.1e} {record['tokens_per_s']:,.0f} tok/s")
+                if quiet and _tenth(record["step"], total_steps) != _tenth(shown, total_steps):
+                    print(_plain(record, total_steps), file=sys.stderr, flush=True)
+                shown = record["step"]
+            if last:
+                return
+            done.wait(POLL_S)
+
+
+def _tenth(step: int, total: int) -> int:
+    return step * 10 // max(1, total)
+
+
+def _plain(record: dict[str, Any], total: int) -> str:
+    return (
+        f"step {record['step']}/{total}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+        f"{record['tokens_per_s']:,.0f} tokens/s"
+    )
+
+
+def _parse(line: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line)
+    return record
+
+
+class _Tail:
+    """New whole lines of a growing file; starts over when the file was replaced by a shorter one (a resumed run)."""
+
+    def __init__(self, path: Path, *, from_end: bool) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        if self._path.stat().st_size < self._offset:
+            self._offset = 0
+        with self._path.open("rb") as handle:
+            handle.seek(self._offset)
+            whole, newline, _ = handle.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return whole.decode("utf-8", "replace").split("\n") if whole else []

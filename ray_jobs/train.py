@@ -1,0 +1,160 @@
+"""`fulltune train RECIPE`: prepare, train on Ray, export, and report. The same command resumes a run that was cut off.
+
+    python -m ray_jobs.train RECIPE [key=value ...]        (what `ray job submit` starts)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fulltune import checkpoint, config, device, provenance
+from fulltune.config import RunConfig
+from fulltune.session import STOP_FILE
+from ray_jobs.prepare import Prepared, prepare
+from tasks.base import UserError
+
+
+def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Trains until the last step and returns the final checkpoint.
+
+    Raises:
+        UserError: the run does not fit the cluster, or a file, key or row is wrong.
+        ray.train.TrainingFailedError: workers failed more often than `ray.max_failures` allows.
+    """
+    from ray_jobs import cluster
+
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    with cluster.connected():
+        cluster.refuse_what_cannot_fit(run.ray)
+        prepared = prepare(run, say=say)
+        _record(run, prepared, arguments)
+        steps = total_steps(run, prepared)
+        done = _finished_step(run, steps)
+        if done is None:
+            _fit(run, prepared, steps, say)
+        else:
+            say(f"{run.ray.name}: all {steps} steps were done before")
+    return final_checkpoint(run)
+
+
+def total_steps(run: RunConfig, prepared: Prepared) -> int:
+    """Optimizer steps of the whole run."""
+    rows = int(str(prepared.manifests["train"]["rows"]))
+    planned = math.ceil(run.train.num_epochs * math.ceil(rows / run.train.global_batch_size))
+    return min(planned, run.train.max_steps or planned)
+
+
+def final_checkpoint(run: RunConfig) -> Path:
+    """The best checkpoint by validation loss where it was taken, else the newest."""
+    root = run.run_dir / "checkpoints"
+    best = checkpoint.best(root) if run.checkpoint.keep_best else None
+    if best is not None:
+        return best
+    steps = checkpoint.published(root)
+    if not steps:
+        raise UserError(
+            got=f"no checkpoint in {root}", wanted="a run that has saved", fix="run `fulltune train` with this recipe"
+        )
+    return root / checkpoint.name(steps[-1])
+
+
+def _record(run: RunConfig, prepared: Prepared, arguments: Sequence[str]) -> None:
+    (run.run_dir / "config.yaml").write_text(config.dump(run))
+    (run.run_dir / "inputs.json").write_text(json.dumps(_folders(prepared)))
+    provenance.write(run.run_dir, provenance.collect(data=prepared.manifests, arguments=list(arguments)))
+
+
+def _finished_step(run: RunConfig, steps: int) -> int | None:
+    root = run.run_dir / "checkpoints"
+    published = checkpoint.published(root) if (root / checkpoint.POINTER).exists() else []
+    return steps if steps in published else None
+
+
+def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], None]) -> None:
+    """Hands the run to Ray Train, which starts the workers and restarts them after failures.
+
+    Ray keeps nothing of value: checkpoints are ours, so its own bookkeeping gets a folder of its own per start.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ray_jobs import cluster, progress
+    from ray_jobs.worker import train_worker
+
+    settings = run.ray
+    environment = {"env_vars": device.worker_environment(use_gpu=settings.use_gpu)}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=_payload(run, prepared),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker=cluster.worker_resources(settings),
+            accelerator_type=settings.accelerator_type,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{settings.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run.run_dir / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env=environment,
+        ),
+        torch_config=TorchConfig(
+            backend=device.backend(use_gpu=settings.use_gpu), timeout_s=settings.collective_timeout_s
+        ),
+    )
+    say(f"training {settings.name}: {steps} steps on {settings.num_workers} workers")
+    (run.run_dir / STOP_FILE).unlink(missing_ok=True)
+    with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir):
+        outcome = trainer.fit().return_value
+    _raise_what_went_wrong(outcome)
+
+
+class RunEnded(RuntimeError):
+    """The run ended before its last step, in a way that retrying at once would not mend."""
+
+
+@contextlib.contextmanager
+def _saving_on_sigterm(run_dir: Path) -> Iterator[None]:
+    """A cluster that takes the driver away sends SIGTERM first: the workers save after the step they are in."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: (run_dir / STOP_FILE).touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_what_went_wrong(outcome: Any) -> None:
+    if "user_error" in outcome:
+        raise UserError(*outcome["user_error"])
+    if "error" in outcome:
+        raise RunEnded(outcome["error"])
+    if not outcome["finished"]:
+        raise RunEnded(f"stopped on request after step {outcome['step']}; run the same command to go on")
+
+
+def _payload(run: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    return {"config": run.model_dump(mode="json"), "run": str(prepared.inputs.run)} | _folders(prepared)
+
+
+def _folders(prepared: Prepared) -> dict[str, str | None]:
+    inputs = prepared.inputs
+    valid = str(inputs.valid_data) if inputs.valid_data else None
+    return {"model": str(inputs.model), "train_data": str(inputs.train_data), "valid_data": valid}
+
+
+if __name__ == "__main__":
+    from ray_jobs.cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))
