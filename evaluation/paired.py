@@ -44,7 +44,7 @@ class PairedTest:
     p: float
 
 
-def paired_test(a: Sequence[float], b: Sequence[float], *, proportion: bool) -> PairedTest:
+def paired_test(a: Sequence[float] | Floats, b: Sequence[float] | Floats, *, proportion: bool) -> PairedTest:
     """Test whether two models differ on the same items.
 
     Args:

@@ -66,15 +66,20 @@ def score_pairs(
     *,
     processes: int | None = None,
     spec: TaskSpec | None = None,
-    pool_after_s: float = POOL_AFTER_S,
+    pool_after_s: float | None = None,
 ) -> Iterator[ItemScore]:
-    """Score pairs in order, in this process first and in a pool once `pool_after_s` seconds of work have passed."""
+    """Score pairs in order, in this process first and in a pool once `pool_after_s` seconds of work have passed.
+
+    Raises:
+        RuntimeError: the task's scorer raised; the message names the record.
+    """
+    patience_s = POOL_AFTER_S if pool_after_s is None else pool_after_s
     count = os.cpu_count() or 1 if processes is None else processes
     if count < 1:
         raise UserError(got=f"processes {count}", wanted="a whole number above 0", fix="leave it out for one per CPU")
     rest = iter(pairs)
     spent_s = 0.0
-    while count == 1 or spent_s < pool_after_s:
+    while count == 1 or spent_s < patience_s:
         pair = next(rest, None)
         if pair is None:
             return

@@ -1,8 +1,8 @@
 """Attention inside the segments of a packed row, for machines without FlashAttention.
 
-A packed row holds several examples one after another; each may see only itself. A 4-D block mask would compute all T x T
-scores and throw most away (measured 6x slower at 2,048 tokens on a CPU), so causal attention runs once per segment.
-The boundaries arrive as `cu_seq_lens_q`, the argument that FlashAttention's variable-length kernel takes too.
+A packed row holds several examples one after another; each may see only itself. A 4-D block mask would compute all
+T x T scores and throw most away (measured 6x slower at 2,048 tokens on a CPU), so causal attention runs once per
+segment. The boundaries arrive as `cu_seq_lens_q`, the argument that FlashAttention's variable-length kernel takes too.
 """
 
 from __future__ import annotations

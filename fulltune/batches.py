@@ -101,7 +101,9 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox([seed, epoch])).permutation(n)
 
 
-def pack(lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, capacity: int, num_workers: int) -> list[list[list[int]]]:
+def pack(
+    lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, capacity: int, num_workers: int
+) -> list[list[list[int]]]:
     """Fills micro-batches of at most `capacity` tokens, balanced over workers: result[worker][micro-batch] = indices.
 
     Longest first into the emptiest bin (LPT), with the fewest bins per worker that hold everything. Capacity 0 gives

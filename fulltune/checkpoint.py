@@ -2,10 +2,10 @@
 
     stage folder -> every worker writes and hashes its own shard -> manifest -> atomic rename -> pointer
 
-DeepSpeed publishes its `latest` file before all shards are safe, so we own the commit: nothing is visible under its final
-name before every file has been written, flushed and hashed, and the pointer is moved last. Loading verifies hashes before
-a byte is unpickled; a torn or changed checkpoint is named and the one before it is used; checkpoints without a
-pointer are an error, never a silent restart.
+DeepSpeed publishes its `latest` file before all shards are safe, so we own the commit: nothing is visible under its
+final name before every file has been written, flushed and hashed, and the pointer is moved last. Loading verifies
+hashes before a byte is unpickled; a torn or changed checkpoint is named and the one before it is used; checkpoints
+without a pointer are an error, never a silent restart.
 
     checkpoints/step-000120/{state/*.pt, rng-0.pt ..., manifest.json}      checkpoints/pointer.json
 """
@@ -30,8 +30,13 @@ MANIFEST = "manifest.json"
 class Peers(Protocol):
     """The workers that save and load together (`fulltune.comm.Workers`)."""
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value."""
@@ -101,7 +106,7 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
         raise UserError(
             got=f"{len(steps)} checkpoints in {root} but no {POINTER}",
             wanted="the pointer that says which of them was published last",
-            fix=f"restore it from a backup, write {{\"step\": {steps[-1]}}} into it to resume there, or start under another "
+            fix=f'restore it from a backup, write {{"step": {steps[-1]}}} into it to resume there, or use another '
             "ray.name",
         )
     newest = int(json.loads((root / POINTER).read_text())["step"])
@@ -113,7 +118,7 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
     raise UserError(
         got=f"no usable checkpoint among {[name(step) for step in candidates] or 'none'} in {root}",
         wanted=f"an undamaged checkpoint up to step {newest}",
-        fix="see the messages above for what is damaged; restore it, or start under another ray.name",
+        fix="see the messages above for what is damaged; restore it, or use another ray.name",
     )
 
 
@@ -254,5 +259,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

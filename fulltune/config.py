@@ -215,7 +215,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(got=f"{path}: {error}", wanted="valid YAML", fix="mend the line named above") from None
     if not isinstance(tree, dict):
         raise UserError(
-            got=f"{path} holds {type(tree).__name__}", wanted="a mapping of configuration keys", fix="see ray_jobs/recipes"
+            got=f"{path} holds {type(tree).__name__}",
+            wanted="a mapping of configuration keys",
+            fix="see ray_jobs/recipes",
         )
     return tree
 

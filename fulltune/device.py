@@ -71,5 +71,7 @@ def describe() -> dict[str, Any]:
 
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {"platform": platform.platform(), "cpus": os.cpu_count(), "gpus": gpus}

@@ -2,8 +2,8 @@
 
     prompts (ids) -> batches of similar length -> transformers' generate -> Answer (without the stop token)
 
-The decoder keeps special tokens: an answer is cut by token id, not by text, so a model that writes its stop token twice or
-runs past it is seen as it is.
+The decoder keeps special tokens: an answer is cut by token id, not by text, so a model that writes its stop token
+twice or runs past it is seen as it is.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Generator:
     @property
     def stops(self) -> Stops:
         """The task's stop token and EOS; strings where the prompt is in natural language."""
-        ids = {tok.stop_id(self.tokenizer, self.task), self.tokenizer.eos_token_id} - {None, self.tokenizer.unk_token_id}
+        ids = {tok.stop_id(self.tokenizer, self.task), self.tokenizer.eos_token_id} - {
+            None,
+            self.tokenizer.unk_token_id,
+        }
         strings = self.task.baseline_stop if self.prompt_style == "natural" else tuple(filter(None, [self.task.stop]))
         return Stops(tuple(sorted(ids)), strings)
 
@@ -104,8 +107,10 @@ def load(
 ) -> Generator:
     """A model from a Hugging Face folder, whole, ready to generate."""
     name = device.dtype_name(dtype, use_gpu=use_gpu)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=device.torch_dtype(name), attn_implementation="sdpa")
-    model = model.to("cuda" if use_gpu else "cpu").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=device.torch_dtype(name), attn_implementation="sdpa"
+    )
+    model.to(torch.device("cuda" if use_gpu else "cpu")).eval()
     # sampling defaults of the model's authors would only draw warnings: decoding here is greedy
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     return Generator(model=model, tokenizer=tok.load(str(folder)), prompt_style=prompt_style, task=task)
@@ -155,7 +160,7 @@ def _shortest_prefix(tokenizer: tok.Tokenizer, ids: list[int], length: int) -> l
     return ids
 
 
-class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+class _StopStrings(StoppingCriteria):
     """Ends a row once a stop string stands in what it has written lately (transformers' hook is a class)."""
 
     def __init__(self, tokenizer: tok.Tokenizer, strings: tuple[str, ...], width: int) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def resolve_source(config: ModelConfig, cache: Path) -> Path | None:
     found = sorted(p.name for p in folder.iterdir())[:8]
     raise UserError(
         got=f"{folder} holds {', '.join(found) or 'nothing'}",
-        wanted="*.safetensors (or *.gguf) with config.json; pickled *.bin weights are refused because loading runs code",
+        wanted="*.safetensors (or *.gguf) with config.json; pickled *.bin weights are refused: loading them runs code",
         fix="name another revision, or save the model once with save_pretrained(safe_serialization=True)",
     )
 
@@ -165,8 +166,9 @@ def _stream(source: Path, out: Path, *, num_tokens: int, rows: Mapping[int, int 
                 continue
             held = {key: tensors.get_tensor(key) for key in keys}
             metadata = tensors.metadata()
-        for number, name in enumerate(sorted(names & set(keys))):
-            held[name] = grow(held[name], size, rows, seed=seed + number)
+        for name in names & set(keys):
+            # the noise depends on the tensor's name, not on how the tensors are spread over files
+            held[name] = grow(held[name], size, rows, seed=seed + zlib.crc32(name.encode()))
         save_file(held, str(out / file.name), metadata=metadata)
     for file in source.glob("*.json"):
         if "token" not in file.name and file.name not in ("config.json", "generation_config.json", "vocab.json"):

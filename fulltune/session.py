@@ -182,9 +182,7 @@ def _save(
         if workers.rank == 0:
             export.keep_model_files(inputs.model, folder)
 
-    checkpoint.save(
-        inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last
-    )
+    checkpoint.save(inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last)
 
 
 def _save_rng(file: Path) -> None:

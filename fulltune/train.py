@@ -2,8 +2,8 @@
 
     for event in fit(...): the caller logs, saves, validates
 
-It knows nothing of Ray, ranks, or disks. What would change the flow (a stop, a loss that is not finite) is agreed by all
-workers before it is yielded, so no worker ever waits in a collective that another has left.
+It knows nothing of Ray, ranks, or disks. What would change the flow (a stop, a loss that is not finite) is agreed
+by all workers before it is yielded, so no worker ever waits in a collective that another has left.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `fulltune` command: reads the command line and hands over to one function per command.
 
-Exit codes: 0 success, 2 a mistake the user can mend (got / wanted / fix), 1 failure; `submit --wait` returns the job's own.
+Exit codes: 0 success, 2 a mistake the user can mend (got / wanted / fix), 1 failure; `submit --wait` the job's own.
 Nothing heavy is imported before a command is known, so `fulltune --help` answers at once.
 """
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="fulltune",
         usage="fulltune COMMAND [RECIPE] [dotted.key=value ...]",
-        description="Full-parameter fine-tuning of causal language models on Ray and DeepSpeed, with honest evaluation.",
+        description="Full-parameter fine-tuning of causal language models on Ray and DeepSpeed, honestly evaluated.",
         epilog=f"commands:\n{lines}\n\n`fulltune COMMAND --help` explains one of them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

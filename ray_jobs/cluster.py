@@ -28,7 +28,7 @@ def connected() -> Iterator[None]:
     # Ray gives its workers niceness 15, so that whatever else runs on a machine slows the training down
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = os.environ.get("RAY_ADDRESS", LOCAL)
-    started = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if address == LOCAL else {}
+    started: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if address == LOCAL else {}
     previous = os.umask(0o077)  # Ray writes its access token with the default mask, readable by everybody
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **started)

@@ -1,4 +1,4 @@
-"""`fulltune predict`: answers of one model to one split, written as they come; a killed prediction goes on where it was.
+"""`fulltune predict`: answers of one model to one split, written as they come; a killed one goes on where it was.
 
     records -> prompts -> batches -> Ray actors (each with a whole model) -> predictions.jsonl + .meta.json
 
@@ -120,7 +120,9 @@ def _meta_path(out: Path) -> Path:
 def _continue(request: Request, task: Task, folder: Path) -> set[str]:
     """Ids already answered; a torn last line is cut off. Predictions of another identity are refused."""
     weights = max((file.stat().st_mtime_ns for file in folder.glob("*.safetensors")), default=0)
-    identity = json.loads(json.dumps(request.identity | {"task_version": task.version, "weights": weights}, default=str))
+    identity = json.loads(
+        json.dumps(request.identity | {"task_version": task.version, "weights": weights}, default=str)
+    )
     meta = _meta_path(request.out)
     before = json.loads(meta.read_text()) if meta.exists() else {}
     if before.get("identity") != identity and request.replace:
@@ -133,7 +135,12 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
             wanted="a new file, or one that this command began",
             fix="choose another --out or delete the file",
         )
-    facts = {"label": request.label, "task": request.task, "split": request.split, "source": request.source}
+    facts: dict[str, Any] = {
+        "label": request.label,
+        "task": request.task,
+        "split": request.split,
+        "source": request.source,
+    }
     facts |= {"shots": request.shots, "prompt": request.prompt, "model": request.model, "role": request.role}
     seconds = before.get("seconds", 0.0)
     meta.write_text(json.dumps(facts | {"seconds": seconds, "identity": identity}, indent=1))
@@ -146,9 +153,10 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
 
 def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
     started = time.perf_counter()
-    with request.out.open("a", encoding="utf-8") as file, tqdm(
-        total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
+    with (
+        request.out.open("a", encoding="utf-8") as file,
+        tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
         for answers in _answers(request, folder, missing, shots):
             for answer in answers:
                 file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
@@ -170,8 +178,8 @@ def _answers(
     """Batches of answers as the actors finish them."""
     resources = {"num_gpus": 1} if request.use_gpu else {"num_cpus": 1}
     environment = {"env_vars": device.worker_environment(use_gpu=request.use_gpu)}
-    actor = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
-    actors = [actor.remote(request, folder) for _ in range(request.workers)]
+    actor: Any = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
+    actors: list[Any] = [actor.remote(request, folder) for _ in range(request.workers)]
     batches = ray.get(actors[0].plan.remote(list(missing), list(shots)))
     waiting = list(reversed(batches))
     running: dict[Any, Any] = {}
@@ -196,9 +204,7 @@ class Predictor:
 
         self._request = request
         self._task = tasks.get(request.task, **dict(request.task_options))
-        self._generator = generate.load(
-            folder, self._task, prompt_style=request.prompt, use_gpu=request.use_gpu
-        )
+        self._generator = generate.load(folder, self._task, prompt_style=request.prompt, use_gpu=request.use_gpu)
 
     def plan(self, records: list[Record], shots: list[Record]) -> list[list[Record]]:
         """Batches of records with prompts of similar length."""

@@ -1,6 +1,6 @@
 """`fulltune prepare`: everything a run needs before workers start, in folders that every node sees.
 
-    records -> tokenizer + model folder (vocabulary grown) -> token tables -> Inputs
+records -> tokenizer + model folder (vocabulary grown) -> token tables -> Inputs
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def task_of(config: RunConfig) -> Task:
     return tasks.get(config.task, **config.task_options)
 
 
-def load_split(config: RunConfig, task: Task, split: str, limit: int | None, say: Callable[[str], None]) -> list[Record]:
+def load_split(
+    config: RunConfig, task: Task, split: str, limit: int | None, say: Callable[[str], None]
+) -> list[Record]:
     """Records of a split; rows the task rejects are said."""
     loaded = load_with_report(task, split, config.data.source, columns=config.data.columns or None, limit=limit)
     if loaded.report.rejected:

@@ -44,7 +44,9 @@ def _follow(run: Path, total_steps: int, done: threading.Event) -> None:
             if steps:
                 record = steps[-1]
                 bar.n = record["step"]
-                bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.1e} {record['tokens_per_s']:,.0f} tok/s")
+                bar.set_postfix_str(
+                    f"loss {record['loss']:.3f} lr {record['lr']:.1e} {record['tokens_per_s']:,.0f} tok/s"
+                )
                 if quiet and _tenth(record["step"], total_steps) != _tenth(shown, total_steps):
                     print(_plain(record, total_steps), file=sys.stderr, flush=True)
                 shown = record["step"]

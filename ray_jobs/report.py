@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluation.compare import Entry, compare
+from evaluation.compare import compare
+from evaluation.comparison import Entry
 from fulltune import card, config, device, metrics
 from fulltune.config import ReportModel, RunConfig
 from fulltune.export import export
@@ -46,7 +47,9 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         request = _request(run, row, tuned)
         predict(request, say=say)
         details = {"role": row.model, "shots": row.shots, "prompt": request.prompt}
-        details |= {"seconds": json.loads(request.out.with_name(f"{request.out.stem}.meta.json").read_text())["seconds"]}
+        details |= {
+            "seconds": json.loads(request.out.with_name(f"{request.out.stem}.meta.json").read_text())["seconds"]
+        }
         entries.append(Entry(request.label, request.out, details=details))
     out = run.run_dir / "report"
     compare(
@@ -96,4 +99,3 @@ def _base_model(run: RunConfig) -> str:
     if run.model.init == "pretrained":
         return str(run.model.name_or_path)
     return str(json.loads((run.run_dir / "inputs.json").read_text())["model"])
-

@@ -21,9 +21,7 @@ PACKAGES = ("ray_jobs", "evaluation", "fulltune", "tasks", "deepspeed_configs")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def submit(
-    recipe: str, overrides: Sequence[str], *, address: str, wait: bool, say: Callable[[str], None]
-) -> int:
+def submit(recipe: str, overrides: Sequence[str], *, address: str, wait: bool, say: Callable[[str], None]) -> int:
     """Starts the job; without `wait` prints its id and returns 0.
 
     Raises:

@@ -1,6 +1,6 @@
 """`fulltune train RECIPE`: prepare, train on Ray, export, and report. The same command resumes a run that was cut off.
 
-    python -m ray_jobs.train RECIPE [key=value ...]        (what `ray job submit` starts)
+python -m ray_jobs.train RECIPE [key=value ...]        (what `ray job submit` starts)
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fulltune import checkpoint, config, device, provenance
 from fulltune.config import RunConfig
@@ -33,6 +34,9 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
     from ray_jobs import cluster
 
     run.run_dir.mkdir(parents=True, exist_ok=True)
+    if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
+            "set an absolute path that every node sees")  # fmt: skip
     with cluster.connected():
         cluster.refuse_what_cannot_fit(run.ray)
         prepared = prepare(run, say=say)
@@ -92,8 +96,9 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
 
     settings = run.ray
     environment = {"env_vars": device.worker_environment(use_gpu=settings.use_gpu)}
+    run_config: Any = ray.train.RunConfig  # Ray declares the old class where the new one is exported
     trainer = TorchTrainer(
-        train_worker,
+        cast(Callable[[dict[str, Any]], None], train_worker),  # typed as if it could return nothing
         train_loop_config=_payload(run, prepared),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
@@ -101,7 +106,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
             resources_per_worker=cluster.worker_resources(settings),
             accelerator_type=settings.accelerator_type,
         ),
-        run_config=ray.train.RunConfig(
+        run_config=run_config(
             name=f"{settings.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
@@ -114,8 +119,8 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
     say(f"training {settings.name}: {steps} steps on {settings.num_workers} workers")
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir):
-        outcome = trainer.fit().return_value
-    _raise_what_went_wrong(outcome)
+        result: Any = trainer.fit()
+    _raise_what_went_wrong(result.return_value)
 
 
 class RunEnded(RuntimeError):

@@ -34,7 +34,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example of a data set: `id` is `<task>-<split>-<index>`, `fields` the task's own columns (extra ones kept)."""
+    """One example of a data set: `id` is `<task>-<split>-<index>`, `fields` the columns (extra ones kept)."""
 
     id: str
     fields: Mapping[str, Any]

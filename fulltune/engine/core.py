@@ -133,7 +133,11 @@ def load_model(config: RunConfig, model_dir: Path) -> Any:
 def _optimizer(model: Any, config: RunConfig, complete: dict[str, Any]) -> Any:
     train = config.train
     groups = parameter_groups(model.named_parameters(), train)
-    common = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon}
+    common: dict[str, Any] = {
+        "lr": train.learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
+    }
     if ds_settings.offloads_optimizer(complete):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -96,4 +96,4 @@ def stage(settings: dict[str, Any]) -> int:
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
     """Whether the optimizer states live in host memory or on NVMe."""
     offload = settings.get("zero_optimization", {}).get("offload_optimizer", {})
-    return offload.get("device", "none") != "none"
+    return str(offload.get("device", "none")) != "none"

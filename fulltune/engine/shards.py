@@ -1,7 +1,7 @@
 """Reads the weights back out of a sharded checkpoint, one tensor at a time.
 
-ZeRO checkpoints hold float32 master weights cut over the workers; DeepSpeed's lazy reader maps the files into memory and
-joins a tensor only when asked. Files are pickles: call this only on a checkpoint whose hashes were verified.
+ZeRO checkpoints hold float32 master weights cut over the workers; DeepSpeed's lazy reader maps the files into memory
+and joins a tensor only when asked. Files are pickles: call this only on a checkpoint whose hashes were verified.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One module per command of the `fulltune` command line: its arguments, and the call into the code that does the work."""
+"""One module per command of the `fulltune` command line: its arguments, and the call into the code that does it."""

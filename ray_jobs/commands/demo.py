@@ -1,4 +1,4 @@
-"""The whole story on a CPU in minutes, on bundled data: base score, training on two Ray workers, tuned score, report."""
+"""The whole story on a CPU in minutes, on bundled data: train on two Ray workers, score before and after, report."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Literal
 
 from ray_jobs.commands import recipe
 from tasks.base import UserError
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     task = tasks.get(arguments.task)
-    prompt = arguments.prompt or _usual_prompt(arguments.model, task.special_tokens)
+    prompt: Literal["structured", "natural"] = arguments.prompt or _usual_prompt(arguments.model, task.special_tokens)
     request = Request(
         task=arguments.task,
         split=arguments.split,
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> str:
+def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> Literal["structured", "natural"]:
     """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
     from fulltune import tokenizer as tok
 

@@ -18,7 +18,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """dotted.key=value ..."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. ray.num_workers=4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. ray.num_workers=4"
+    )
 
 
 def load(arguments: argparse.Namespace) -> RunConfig:

@@ -12,7 +12,9 @@ from ray_jobs.commands import recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Task, references, predictions."""
     parser.add_argument("--task", required=True, help="a task's name, or path/to/file.py:TASK")
-    parser.add_argument("--references", required=True, type=Path, help="CSV, JSON, JSONL or Parquet in the task's columns")
+    parser.add_argument(
+        "--references", required=True, type=Path, help="CSV, JSON, JSONL or Parquet in the task's columns"
+    )
     parser.add_argument("--predictions", required=True, type=Path, help="predictions.jsonl")
     parser.add_argument("--split", help="names rows without an id; default: the file's stem")
     parser.add_argument("--out", type=Path, help="folder for scores.jsonl and metrics.json")

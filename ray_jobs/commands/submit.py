@@ -10,7 +10,9 @@ from ray_jobs.commands import recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides, the cluster."""
     recipe.add_recipe(parser)
-    parser.add_argument("--address", required=True, help="of the cluster's dashboard, for example http://127.0.0.1:8265")
+    parser.add_argument(
+        "--address", required=True, help="of the cluster's dashboard, for example http://127.0.0.1:8265"
+    )
     parser.add_argument("--wait", action="store_true", help="follow the log and return the job's own exit code")
 
 
@@ -19,6 +21,4 @@ def run(arguments: argparse.Namespace) -> int:
     from ray_jobs.submit import submit
 
     recipe.load(arguments)  # a mistake in the recipe is better found here than on the cluster
-    return submit(
-        arguments.recipe, arguments.overrides, address=arguments.address, wait=arguments.wait, say=recipe.say
-    )
+    return submit(arguments.recipe, arguments.overrides, address=arguments.address, wait=arguments.wait, say=recipe.say)

@@ -34,9 +34,7 @@ def three(entry: Build, many: list[Record]) -> list[Entry]:
     ]
 
 
-def test_results_json_has_every_figure(
-    three: list[Entry], fake_task: Task, many: list[Record], tmp_path: Path
-) -> None:
+def test_results_json_has_every_figure(three: list[Entry], fake_task: Task, many: list[Record], tmp_path: Path) -> None:
     returned = compare(
         three,
         task=fake_task,
@@ -101,7 +99,7 @@ def test_only_items_that_both_models_have_are_paired(
     assert all(pair.result.n == 120 for pair in found.pairs)
 
 
-def test_the_worst_twenty_are_wrong_and_those_another_model_got_come_first(
+def test_the_worst_twenty_are_wrong_and_shown_with_every_models_answer(
     three: list[Entry], fake_task: Task, many: list[Record]
 ) -> None:
     found = _measure(three, fake_task, many).worst
@@ -113,15 +111,20 @@ def test_the_worst_twenty_are_wrong_and_those_another_model_got_come_first(
     assert (found[0].gold, found[0].outputs[0].text) == ("000w", "nonsense")
 
 
-def test_of_the_worst_those_that_are_further_off_come_first(
-    entry: Build, fake_task: Task, many: list[Record]
-) -> None:
+def test_of_the_worst_those_that_are_further_off_come_first(entry: Build, fake_task: Task, many: list[Record]) -> None:
     given = entry("tuned", many[:5], {1, 2, 4}, says="w")  # has one letter of the gold word right
     rows = list(read_predictions(given.predictions).by_id.values())
     rows[2] = Prediction(rows[2].id, "zzz")
     write_predictions(given.predictions, rows)
     found = _measure([given], fake_task, many[:5]).worst
     assert [example.id for example in found] == [many[i].id for i in (2, 1, 4)]
+
+
+def test_of_equally_bad_examples_those_that_another_model_got_come_first(
+    entry: Build, fake_task: Task, many: list[Record]
+) -> None:
+    found = _measure([entry("base", many[:5], {0, 2}), entry("tuned", many[:5], {0, 1, 2, 3})], fake_task, many[:5])
+    assert [example.id for example in found.worst] == [many[i].id for i in (1, 3, 0, 2)]
 
 
 def test_a_faultless_model_has_no_worst_examples(entry: Build, fake_task: Task, many: list[Record]) -> None:
@@ -159,6 +162,12 @@ def test_a_scored_folder_with_holes_says_so(
         _measure([Entry("tuned", tmp_path / "scored")], fake_task, [Record("other", {"word": "a"})])
 
 
+def test_scores_of_another_task_are_refused(fake_task: Task, many: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text(json.dumps({"id": many[0].id, "metrics": {"strange": 1.0}}) + "\n")
+    with pytest.raises(UserError, match="'strange'"):
+        _measure([Entry("tuned", tmp_path)], fake_task, many)
+
+
 @pytest.mark.parametrize(
     ("label", "details", "role"),
     [
@@ -184,14 +193,18 @@ def test_the_base_is_taken_at_its_best_setting(entry: Build, fake_task: Task, ma
     assert (found.subject.label, found.base.label) == ("tuned", "base-40")
 
 
+def test_of_several_tuned_rows_the_last_is_the_subject(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry(label, many, set()) for label in ("tuned stage 1", "tuned stage 2", "gpt-4")]
+    assert _measure(rows, fake_task, many).subject.label == "tuned stage 2"
+    assert _measure(rows[2:], fake_task, many).subject.label == "gpt-4"
+
+
 def test_the_headline_metric_is_the_marked_one(fake_task: Task) -> None:
     assert headline_metric(fake_task).name == "correct"
     assert headline_metric(tasks.get("viggo")).headline
 
 
-def test_no_entries_and_repeated_labels_are_refused(
-    three: list[Entry], fake_task: Task, many: list[Record]
-) -> None:
+def test_no_entries_and_repeated_labels_are_refused(three: list[Entry], fake_task: Task, many: list[Record]) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         _measure([], fake_task, many)
     with pytest.raises(UserError, match="'base' twice"):

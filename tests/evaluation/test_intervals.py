@@ -33,12 +33,16 @@ def test_bootstrap_does_not_depend_on_the_order() -> None:
     assert len(resampled_means(values)) == RESAMPLES
 
 
-def test_resampling_in_blocks_gives_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.array([0.0, 0.5, 1.0])
-    monkeypatch.setattr("evaluation.intervals._CELLS", 3 * 999)  # blocks of 999: the last one is shorter
+@pytest.mark.parametrize("distinct", [3, 100], ids=["counts", "places"])
+def test_both_ways_of_resampling_give_every_resample_and_the_right_spread(
+    distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.tile(np.linspace(0.0, 1.0, distinct), 300 // distinct)
+    monkeypatch.setattr("evaluation.intervals._CELLS", 999 * (3 if distinct == 3 else len(values)))  # uneven blocks
     means = resampled_means(values)
     assert len(means) == RESAMPLES
-    assert means.mean() == pytest.approx(0.5, abs=0.02)
+    assert means.mean() == pytest.approx(0.5, abs=0.002)
+    assert means.std() == pytest.approx(values.std() / np.sqrt(len(values)), rel=0.05)
 
 
 def test_no_items_have_no_mean() -> None:

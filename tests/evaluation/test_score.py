@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from evaluation import score as scoring
+from evaluation import pool
 from evaluation.pool import ItemScore, TaskSpec
 from evaluation.predictions import Prediction, Predictions, write_predictions
-from evaluation.score import read_items, score, score_file, summarise
-from tasks.base import Metric, Record, Task, UserError
+from evaluation.score import count_errors, read_items, score, score_file, summarise
+from tasks.base import Metric, Record, Score, Task, UserError
 
 
 @pytest.fixture
@@ -70,16 +70,20 @@ def test_files_do_not_depend_on_the_number_of_processes(
 ) -> None:
     rows = [Prediction(r.id, fake_task.reference(r) if i % 4 else "w" * (i % 7)) for i, r in enumerate(many)]
     write_predictions(tmp_path / "p.jsonl", rows)
-    pooled = []
-    original = scoring.score_pairs
-    monkeypatch.setattr(
-        scoring, "score_pairs", lambda *args, **kw: pooled.append(1) or original(*args, **kw, pool_after_s=0.0)
-    )
+    pooled: list[int] = []
+    in_pool = pool._in_pool
+
+    def watched(spec: TaskSpec, pairs: Iterator[pool.Pair], processes: int) -> Iterator[ItemScore]:
+        pooled.append(processes)
+        return in_pool(spec, pairs, processes)
+
+    monkeypatch.setattr(pool, "_in_pool", watched)
+    monkeypatch.setattr(pool, "POOL_AFTER_S", 0.0)
     for processes in (1, 2):
         score_file(
             fake_task, many, tmp_path / "p.jsonl", processes=processes, spec=fake_spec, out=tmp_path / str(processes)
         )
-    assert len(pooled) == 2
+    assert pooled == [2]
     for name in ("scores.jsonl", "metrics.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -112,7 +116,7 @@ def test_a_metric_the_task_does_not_declare_is_a_bug_of_the_task(fake_task: Task
 
 def test_categories_stand_in_the_tasks_order_and_absent_ones_are_left_out(fake_task: Task) -> None:
     items = [ItemScore(str(i), {}, None, error, "") for i, error in enumerate(["wrong", "new", None, "empty", "wrong"])]
-    assert list(scoring.count_errors(fake_task, items).items()) == [("empty", 1), ("wrong", 2), ("new", 1)]
+    assert list(count_errors(fake_task, items).items()) == [("empty", 1), ("wrong", 2), ("new", 1)]
 
 
 def test_nothing_is_written_when_scoring_fails(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
@@ -123,14 +127,8 @@ def test_nothing_is_written_when_scoring_fails(fake_task: Task, words: list[Reco
 
 
 def test_what_a_parser_returns_is_written_as_json(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
-    odd = replace(fake_task, metrics=(Metric("m", "m"),), score=lambda *_: _Odd)
+    verdict = Score({"m": 1.0}, {"path": Path("a"), "list": (float("inf"),)}, None, "")
+    odd = replace(fake_task, metrics=(Metric("m", "m"),), score=lambda *_: verdict)
     given = Predictions("p", {words[0].id: Prediction(words[0].id, "x")})
     score(odd, words[:1], given, out=tmp_path)
     assert json.loads((tmp_path / "scores.jsonl").read_text())["parsed"] == {"path": "a", "list": ["inf"]}
-
-
-class _Odd:
-    metrics = {"m": 1.0}
-    parsed = {"path": Path("a"), "list": (float("inf"),)}
-    error = None
-    why = ""

@@ -1,0 +1,127 @@
+"""The body of one worker process of the property tests: `python ranks.py CASE JSON`, started once per rank.
+
+Importing torch, transformers and DeepSpeed costs more than the tiny runs themselves, so one process works through many
+configurations and writes its findings as JSON and tensors. No Ray here: the properties belong to the core.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fulltune import batches, checkpoint, comm, config, data, session
+from fulltune.engine import build, prebuild, shards
+from fulltune.train import Schedule, StepDone, fit
+
+
+def run_config(arguments: dict[str, Any], **changes: Any) -> config.RunConfig:
+    """A resolved configuration from the test's base and this run's changes (dotted keys)."""
+    tree = json.loads(json.dumps(arguments["base"]))
+    for key, value in changes.items():
+        section, _, leaf = key.partition("__")
+        if leaf:
+            tree.setdefault(section, {})[leaf] = value
+        else:
+            tree[section] = value
+    return config.resolve(tree, origin="test")
+
+
+def train(
+    run: config.RunConfig, model: Path, tokens: Path, workers: comm.Workers, *, steps: int
+) -> tuple[Any, list[dict[str, float]]]:
+    """Trains and returns the engine and the record of each step."""
+    session.seed_everything(run.train.seed)
+    table = data.TokenTable(tokens)
+    planner = batches.StepPlanner(table, run.train, run.data.packing, workers.rank, workers.size)
+    engine = build(run, model, num_workers=workers.size)
+    schedule = Schedule(total_steps=steps, save_every=None, validate_every=None)
+    events = fit(engine, planner.step, lambda i: batches.collate(table, i), run.train, schedule, workers=workers)
+    records = [
+        {"loss": e.loss, "grad_norm": e.grad_norm, "micro_batches": len(planner.step(e.step).micro_batches)}
+        for e in events
+        if isinstance(e, StepDone)
+    ]
+    return engine, records
+
+
+def weights(engine: Any, folder: Path, workers: comm.Workers) -> None:
+    """Saves the sharded state and, on worker 0, the whole tensors read back from it."""
+    if workers.rank == 0:
+        folder.mkdir(parents=True)
+    workers.barrier()
+    engine.save(folder)
+    if workers.rank == 0:
+        torch.save(dict(shards.tensors(folder)), folder / "whole.pt")
+    workers.barrier()
+
+
+def case_matrix(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """Every named run of `arguments["runs"]`: its records, and its weights after the last step."""
+    found: dict[str, Any] = {}
+    for name, changes in arguments["runs"].items():
+        steps = changes.pop("steps", arguments["steps"])
+        run = run_config(arguments, **changes)
+        engine, records = train(run, Path(arguments["model"]), Path(arguments["tokens"]), workers, steps=steps)
+        weights(engine, Path(arguments["out"]) / name, workers)
+        found[name] = records
+        del engine
+        gc.collect()
+    return found
+
+
+def case_partitioned(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """What a worker holds of each parameter right after `from_pretrained`, before DeepSpeed's engine exists."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from fulltune.engine import core, settings
+
+    run = run_config(arguments, deepspeed="zero3")
+    keep = HfDeepSpeedConfig(settings.complete(run, num_workers=workers.size))
+    model = core.load_model(run, Path(arguments["model"]))
+    parameters = list(model.parameters())
+    return {
+        "alive": keep is not None,
+        "local": sum(p.numel() for p in parameters),
+        "shard": sum(p.ds_tensor.numel() for p in parameters),
+        "whole": sum(p.ds_numel for p in parameters),
+    }
+
+
+def case_session(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """A whole `session.run`, as under Ray; the run folder decides whether it resumes."""
+    run = run_config(arguments, **arguments["changes"])
+    inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, Path(arguments["out"]))
+    said: list[str] = []
+    result = session.run(run, inputs, workers, say=said.append)
+    return {"step": result.step, "finished": result.finished, "said": said}
+
+
+def case_select(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """Which checkpoint all workers agree on."""
+    said: list[str] = []
+    found = checkpoint.latest(Path(arguments["out"]) / "checkpoints", peers=workers, say=said.append)
+    return {"step": found.step if found else None, "said": said}
+
+
+def main() -> None:
+    """Runs one case on this rank and writes `<rank>.json`."""
+    torch.set_num_threads(1)
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    dist.init_process_group("gloo")
+    prebuild.attach()
+    workers = comm.Workers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    result = globals()[f"case_{name}"](arguments, workers)
+    Path(arguments["results"], f"{workers.rank}.json").write_text(json.dumps(result))
+    workers.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

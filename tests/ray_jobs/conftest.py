@@ -1,0 +1,91 @@
+"""A tiny recipe for tests that start real Ray clusters, and ways to watch and to end what they started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fulltune import metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+SAVE_EVERY = 5
+
+RECIPE: dict[str, Any] = {
+    "task": "viggo",
+    "model": {
+        "init": "random",
+        "config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        },
+        "tokenizer": {"vocab_size": 400},
+    },
+    # one example per micro-batch keeps a step long enough to be interrupted
+    "data": {"limit": 300, "packing": False},
+    "train": {"learning_rate": 3e-3, "num_epochs": 10, "max_steps": 60, "global_batch_size": 24},
+    "deepspeed": "zero2",
+    "ray": {"num_workers": 2, "cpus_per_worker": 0.5, "max_failures": 20},
+    "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def recipe(storage: Path) -> Path:
+    path = storage / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | {"ray": RECIPE["ray"] | {"storage_path": str(storage)}}))
+    return path
+
+
+def curve(run: Path) -> list[tuple[int, str, str]]:
+    """Every step with its loss and gradient norm, to the last bit."""
+    return [(r["step"], float(r["loss"]).hex(), float(r["grad_norm"]).hex()) for r in metrics.read(run) if "loss" in r]
+
+
+def progress(run: Path) -> tuple[int, int]:
+    """Attempt and step of the last line logged; (0, 0) before there is one."""
+    last = [record for record in metrics.read(run) if "loss" in record][-1:]
+    return (last[0]["attempt"], last[0]["step"]) if last else (0, 0)
+
+
+def wait_until(condition: Callable[[], bool], *, bound_s: float, what: str) -> None:
+    """Polls; a bound that is reached fails the test with what was waited for."""
+    deadline = time.monotonic() + bound_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {bound_s:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+def kill_worker(run: Path, rank: int) -> None:
+    """SIGKILL to one training worker of this run."""
+    os.kill(json.loads((run / "workers" / f"{rank}.json").read_text())["pid"], signal.SIGKILL)
+
+
+def start_driver(recipe: Path, *overrides: str, log: Path) -> subprocess.Popen[bytes]:
+    """`python -m ray_jobs.train` as a user would start it, in a session of its own."""
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.train", str(recipe), *overrides],
+            cwd=ROOT,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
