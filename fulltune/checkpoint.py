@@ -41,9 +41,6 @@ class Peers(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value."""
 
-    def all(self, condition: bool) -> bool:
-        """Whether it holds on every worker."""
-
     def barrier(self) -> None:
         """Waits for all."""
 

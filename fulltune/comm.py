@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other outside DeepSpeed: sums, agreements, broadcasts.
+"""What the workers of a run tell each other outside DeepSpeed: sums, and each one's findings.
 
 Thin names over torch.distributed, so that the training code says what it needs and a single process needs no group.
 """
@@ -28,14 +28,6 @@ class Workers:
         dist.all_reduce(tensor)
         return [float(v) for v in tensor.tolist()]
 
-    def all(self, condition: bool) -> bool:
-        """Whether it holds on every worker."""
-        return not self.any(not condition)
-
-    def any(self, condition: bool) -> bool:
-        """Whether it holds on some worker."""
-        return self.sum([float(condition)], _device())[0] > 0
-
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value, in rank order, on every worker."""
         if self.size == 1:
@@ -48,7 +40,3 @@ class Workers:
         """Waits for all."""
         if self.size > 1:
             dist.barrier()
-
-
-def _device() -> torch.device | None:
-    return torch.device("cuda") if dist.is_initialized() and dist.get_backend() == "nccl" else None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+from fulltune import quiet
 from fulltune.engine.core import TAG
 
 
@@ -20,7 +21,8 @@ def tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every named tensor of the model in full; tied names come once each."""
     lazy: dict[str, Any]
     if any((checkpoint / TAG).glob("*zero_pp_rank_*_optim_states.pt")):
-        lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
+        with quiet.output():
+            lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
     else:  # ZeRO-0: the module's own state
         file = checkpoint / TAG / "mp_rank_00_model_states.pt"
         lazy = torch.load(file, map_location="cpu", mmap=True, weights_only=False)["module"]

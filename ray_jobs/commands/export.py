@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports, and prints the folder."""
-    from fulltune import config
+    from fulltune import config, quiet
+
+    quiet.libraries()
+    quiet.transformers()
     from ray_jobs.report import export_run
 
     checkpoint = arguments.checkpoint.absolute()

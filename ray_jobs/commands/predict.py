@@ -32,6 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     import tasks
+    from fulltune import quiet
+
+    quiet.libraries()
+    quiet.transformers()
     from ray_jobs.predict import Request, predict
 
     if arguments.model.startswith("openai:"):

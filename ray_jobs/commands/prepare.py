@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepares, and prints the folders."""
+    from fulltune import quiet
+
+    quiet.transformers()
     from ray_jobs.prepare import prepare
 
     inputs = prepare(recipe.load(arguments), say=recipe.say).inputs

@@ -33,7 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train_and_report(resolved: object, *, with_report: bool) -> int:
     """The run and what follows it."""
+    from fulltune import quiet
     from fulltune.config import RunConfig
+
+    quiet.libraries()
+    quiet.transformers()
     from ray_jobs import cluster, report
     from ray_jobs.train import RunEnded, train
 

@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answers line by line until the input ends."""
     import tasks
-    from fulltune import generate, model
+    from fulltune import generate, model, quiet
     from fulltune.config import ModelConfig
     from tasks.base import Completion, Record
 
+    quiet.transformers()
     folder = Path(arguments.model)
     folder = folder / "export" if (folder / "export").is_dir() else folder
     task = tasks.get(arguments.task or _task_of_run(folder))
