@@ -52,7 +52,7 @@ class Stops:
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """A loaded model with its tokenizer."""
+    """A loaded model with its tokenizer; prompts are natural language or the task's structured format."""
 
     model: Any
     tokenizer: tok.Tokenizer
@@ -70,11 +70,11 @@ class Generator:
 
     @property
     def stops(self) -> Stops:
-        """The task's stop token and EOS; strings where the prompt is in natural language."""
-        ids = {tok.stop_id(self.tokenizer, self.task), self.tokenizer.eos_token_id} - {
-            None,
-            self.tokenizer.unk_token_id,
-        }
+        """The task's stop token where the vocabulary has it, and every EOS; strings for natural prompts."""
+        own = self.model.generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        if not self.task.stop or self.task.stop in self.tokenizer.get_vocab():
+            ids.add(tok.stop_id(self.tokenizer, self.task))
         strings = self.task.baseline_stop if self.prompt_style == "natural" else tuple(filter(None, [self.task.stop]))
         return Stops(tuple(sorted(ids)), strings)
 

@@ -20,7 +20,8 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends to the log of a run; lines after `keep_to` (steps that will be taken again) are dropped first."""
 
-    def __init__(self, run: Path, *, keep_to: int) -> None:
+    def __init__(self, run: Path, *, keep_to: int, every: int = 1) -> None:
+        self._every = every
         self._path = run / FILE
         self.attempt = next_attempt(run)
         kept = [line for line in read(run) if line["step"] <= keep_to]
@@ -30,7 +31,9 @@ class MetricsLog:
         self._handle = self._path.open("a", encoding="utf-8", buffering=1)
 
     def step(self, event: StepDone) -> None:
-        """One optimizer step."""
+        """One optimizer step, if it is one of those that are logged."""
+        if event.step % self._every:
+            return
         line = dataclasses.asdict(event)
         seconds = line.pop("seconds")
         self._write(line | {"tokens_per_s": round(event.tokens / seconds, 1), "mfu": None, "attempt": self.attempt})

@@ -10,8 +10,9 @@ import json
 import os
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build
 from fulltune.metrics import MetricsLog
-from fulltune.train import SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
+from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
 STOP_FILE = "stop"  # put into the run folder, it asks the workers to save and end
@@ -64,8 +65,8 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
-    step = _resume(engine, inputs, workers, fingerprint(config, planner), tell)
-    log = MetricsLog(inputs.run, keep_to=step) if workers.rank == 0 else None
+    identity = fingerprint(config, planner)
+    step = _resume(engine, inputs, workers, identity, tell)
     events = fit(
         engine,
         planner.step,
@@ -81,26 +82,35 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         stop_requested=(inputs.run / STOP_FILE).exists,
         first_step=step + 1,
     )
-    meta: dict[str, Any] = {"fingerprint": fingerprint(config, planner)}
+    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
+    save = partial(_save, engine, inputs, workers, config, identity)
+    last, finished = _consume(events, log, save, step)
+    if not finished:
+        tell(f"stopped on request after step {last}; run the same command to go on")
+    return Result(step=last, total_steps=planner.total_steps, finished=finished)
+
+
+def _consume(
+    events: Iterator[Event], log: MetricsLog | None, save: Callable[[int, float | None], None], step: int
+) -> tuple[int, bool]:
+    """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
+    valid_loss: float | None = None
     finished = True
     for event in events:
         match event:
             case StepDone():
-                step = event.step
-                meta.pop("valid_loss", None)
+                step, valid_loss = event.step, None
                 if log is not None:
                     log.step(event)
             case Validated():
-                if config.checkpoint.keep_best:
-                    meta["valid_loss"] = event.loss
+                valid_loss = event.loss
                 if log is not None:
                     log.validated(event)
             case SaveDue():
-                _save(engine, inputs, event.step, meta, workers, config)
+                save(event.step, valid_loss)
             case Stopped():
                 finished = False
-                tell(f"stopped on request after step {event.step}; run the same command to go on")
-    return Result(step=step, total_steps=planner.total_steps, finished=finished)
+    return step, finished
 
 
 def fingerprint(config: RunConfig, planner: StepPlanner) -> dict[str, Any]:
@@ -174,14 +184,25 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _save(
-    engine: Engine, inputs: Inputs, step: int, meta: Mapping[str, Any], workers: comm.Workers, config: RunConfig
+    engine: Engine,
+    inputs: Inputs,
+    workers: comm.Workers,
+    config: RunConfig,
+    identity: Mapping[str, Any],
+    step: int,
+    valid_loss: float | None,
 ) -> None:
+    """Every worker writes its shard and its random state; a validation loss of this step decides on the best one."""
+
     def write(folder: Path) -> None:
         engine.save(folder)
         _save_rng(folder / f"rng-{workers.rank}.pt")
         if workers.rank == 0:
             export.keep_model_files(inputs.model, folder)
 
+    meta: dict[str, Any] = {"fingerprint": identity}
+    if valid_loss is not None and config.checkpoint.keep_best:
+        meta["valid_loss"] = valid_loss
     checkpoint.save(inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last)
 
 

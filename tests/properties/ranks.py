@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fulltune import batches, checkpoint, comm, config, data, session
+from fulltune import batches, comm, config, data, session
 from fulltune.engine import build, prebuild, shards
 from fulltune.train import Schedule, StepDone, fit
 
@@ -94,20 +95,29 @@ def case_partitioned(arguments: dict[str, Any], workers: comm.Workers) -> dict[s
     }
 
 
-def case_session(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
-    """A whole `session.run`, as under Ray; the run folder decides whether it resumes."""
-    run = run_config(arguments, **arguments["changes"])
-    inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, Path(arguments["out"]))
-    said: list[str] = []
-    result = session.run(run, inputs, workers, say=said.append)
-    return {"step": result.step, "finished": result.finished, "said": said}
+def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """For each stage: 12 steps at once, and 12 steps of which 9-12 follow a restart from the checkpoint of step 8.
 
-
-def case_select(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
-    """Which checkpoint all workers agree on."""
-    said: list[str] = []
-    found = checkpoint.latest(Path(arguments["out"]) / "checkpoints", peers=workers, say=said.append)
-    return {"step": found.step if found else None, "said": said}
+    The restarted run starts from a copy of the first one that has lost its last checkpoint, log lines after it included.
+    """
+    said: dict[str, list[str]] = {}
+    for stage in arguments["stages"]:
+        run = run_config(arguments, **arguments["changes"], deepspeed=f"zero{stage}")
+        whole, cut = (Path(arguments["out"]) / f"{name}-{stage}" for name in ("whole", "cut"))
+        for folder in (whole, cut):
+            if workers.rank == 0:
+                folder.mkdir(parents=True)
+                if folder is cut:
+                    shutil.copytree(whole, cut, dirs_exist_ok=True)
+                    shutil.rmtree(cut / "checkpoints" / "step-00000012")
+                    (cut / "checkpoints" / "pointer.json").write_text('{"step": 8}')
+            workers.barrier()
+            inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+            lines: list[str] = []
+            assert session.run(run, inputs, workers, say=lines.append).finished
+            said[folder.name] = lines
+            gc.collect()
+    return {"said": said}
 
 
 def main() -> None:

@@ -3,8 +3,6 @@ the last bit. (`test_kills.py` under tests/ray_jobs does it with SIGKILL under R
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from fulltune import checkpoint, metrics, session
@@ -17,23 +15,26 @@ def curve(folder):
     ]
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
-def test_losses_after_a_restart_are_bit_identical(tiny, launch, tmp_path, workers, stage):
-    common = {"base": tiny.base, "model": tiny.model, "tokens": tiny.tokens}
-    changes = {"deepspeed": f"zero{stage}", "train__max_steps": 12, "checkpoint__every_steps": 8}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
-    launch("session", workers, **common, out=whole, changes=changes)
-    # the cut run has the state after step 8, and has logged a step that it will take again
-    shutil.copytree(whole, cut, dirs_exist_ok=True)
-    shutil.rmtree(cut / "checkpoints" / "step-00000012")
-    (cut / "checkpoints" / "pointer.json").write_text('{"step": 8}')
-    (first, *_) = launch("session", workers, **common, out=cut, changes=changes)
-    assert first["finished"]
-    assert any("resuming after step 8" in line for line in first["said"])
-    assert len(curve(whole)) == 12
-    assert curve(cut) == curve(whole)
+@pytest.fixture(scope="module")
+def runs(tiny, launch, tmp_path_factory):
+    """The folder of whole and restarted runs: ZeRO-0 alone, ZeRO 1-3 with two workers."""
+    out = tmp_path_factory.mktemp("resume")
+    changes = {"train__max_steps": 12, "checkpoint__every_steps": 8}
+    common = {"base": tiny.base, "model": tiny.model, "tokens": tiny.tokens, "out": out, "changes": changes}
+    (alone,) = launch("resume", 1, **common, stages=[0])
+    pair = launch("resume", 2, **common, stages=[1, 2, 3])
+    return out, alone["said"] | pair[0]["said"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_after_a_restart_are_bit_identical(runs, stage):
+    out, said = runs
+    assert said[f"whole-{stage}"] == []
+    assert said[f"cut-{stage}"] == ["resuming after step 8"]
+    assert len(curve(out / f"whole-{stage}")) == 12
+    assert curve(out / f"cut-{stage}") == curve(out / f"whole-{stage}")
+    attempts = [record["attempt"] for record in metrics.read(out / f"cut-{stage}")]
+    assert attempts == [1] * 8 + [2] * 4, "the steps after the checkpoint must have been taken again"
 
 
 def test_other_settings_do_not_resume(tmp_path):

@@ -1,0 +1,40 @@
+"""metrics.jsonl: cut back on resume, every n-th step, robust to a torn last line."""
+
+from __future__ import annotations
+
+from fulltune import metrics
+from fulltune.train import StepDone, Validated
+
+
+def done(step):
+    return StepDone(step, 0.5, 1.25, 1e-4, 0.7, tokens=100, supervised_tokens=40, padded_tokens=0, seconds=0.5)
+
+
+def test_a_resumed_log_has_every_step_once(tmp_path):
+    first = metrics.MetricsLog(tmp_path, keep_to=0)
+    for step in (1, 2, 3):
+        first.step(done(step))
+    first.validated(Validated(3, 2.0, 10))
+    second = metrics.MetricsLog(tmp_path, keep_to=2)
+    second.step(done(3))
+    lines = list(metrics.read(tmp_path))
+    assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 1), (3, 2)]
+    assert lines[0]["tokens_per_s"] == 200.0
+    wanted = {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "padded_tokens", "tokens_per_s", "mfu"}
+    assert wanted | {"epoch", "attempt"} == set(lines[0])
+
+
+def test_only_every_nth_step_is_logged(tmp_path):
+    log = metrics.MetricsLog(tmp_path, keep_to=0, every=2)
+    for step in range(1, 6):
+        log.step(done(step))
+    assert [line["step"] for line in metrics.read(tmp_path)] == [2, 4]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    (tmp_path / metrics.FILE).write_text('{"step": 1}\n{"step": 2')
+    assert list(metrics.read(tmp_path)) == [{"step": 1}]
+
+
+def test_no_log_has_no_lines(tmp_path):
+    assert list(metrics.read(tmp_path)) == []
