@@ -55,6 +55,7 @@ class Request:
     columns: tuple[tuple[str, str], ...] = ()
     batch_tokens: int = 4096
     workers: int = 1
+    cpus_per_worker: float = 1.0
     use_gpu: bool = False
     role: Literal["base", "tuned", "other"] = "other"
     cache: Path | None = None
@@ -176,7 +177,7 @@ def _answers(
     request: Request, folder: Path, missing: Sequence[Record], shots: Sequence[Record]
 ) -> Iterator[list[dict[str, Any]]]:
     """Batches of answers as the actors finish them."""
-    resources = {"num_gpus": 1} if request.use_gpu else {"num_cpus": 1}
+    resources = {"num_cpus": request.cpus_per_worker, "num_gpus": 1 if request.use_gpu else 0}
     environment = {"env_vars": device.worker_environment(use_gpu=request.use_gpu)}
     actor: Any = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
     actors: list[Any] = [actor.remote(request, folder) for _ in range(request.workers)]

@@ -87,6 +87,7 @@ def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
         columns=tuple(run.data.columns.items()),
         batch_tokens=run.report.batch_tokens,
         workers=run.ray.num_workers,
+        cpus_per_worker=run.ray.cpus_per_worker,
         use_gpu=run.ray.use_gpu,
         role=row.model,
         cache=run.run_dir.parent / "cache",

@@ -98,7 +98,7 @@ def case_partitioned(arguments: dict[str, Any], workers: comm.Workers) -> dict[s
 def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
     """For each stage: 12 steps at once, and 12 steps of which 9-12 follow a restart from the checkpoint of step 8.
 
-    The restarted run starts from a copy of the first one that has lost its last checkpoint, log lines after it included.
+    The restarted run starts from a copy of the first one that has lost its last checkpoint; its log runs on past it.
     """
     said: dict[str, list[str]] = {}
     for stage in arguments["stages"]:

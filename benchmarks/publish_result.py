@@ -1,0 +1,60 @@
+"""Copies the figures of a finished run into `results/`, without a row of its data and without a path of the machine.
+
+    python benchmarks/publish_result.py runs/viggo_smollm2_135m results/viggo_smollm2_135m
+
+What is kept: the report up to its examples, its plots, results per metric, the log of every step, the configuration
+and what the run came from. What is left out: records, model outputs, per-item scores.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+EXAMPLES = "## Worst examples"  # the first section of the report that quotes records
+LEFT_OUT = ("examples", "items", "provenance", "loss_curve")
+
+
+def publish(run: Path, out: Path) -> None:
+    """Writes `out` afresh from the run folder."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    report = (run / "report" / "report.md").read_text()
+    (out / "README.md").write_text(_without_rows(report))
+    shutil.copytree(run / "report" / "plots", out / "plots")
+    shutil.copy(run / "metrics.jsonl", out / "metrics.jsonl")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (out / "config.yaml").write_text(yaml.safe_dump(_without_paths(config), sort_keys=False))
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["command"] = ["fulltune", *(_without_paths(part) for part in facts["command"][1:])]
+    (out / "provenance.json").write_text(json.dumps(_without_paths(facts), indent=1) + "\n")
+    results = json.loads((run / "report" / "results.json").read_text())
+    kept = {key: value for key, value in results.items() if key not in LEFT_OUT}
+    (out / "results.json").write_text(json.dumps(_without_paths(kept), indent=1) + "\n")
+
+
+def _without_rows(report: str) -> str:
+    head, found, _ = report.partition(EXAMPLES)
+    if not found:
+        raise SystemExit(f"no section {EXAMPLES!r} in the report: its records cannot be told from its figures")
+    return head.rstrip() + "\n"
+
+
+def _without_paths(value: object) -> object:
+    """The same tree; absolute paths are cut to their last part."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and "/" in value and any(part.startswith("/") for part in value.split("=")):
+        key, separator, path = value.rpartition("=")
+        return f"{key}{separator}{Path(path).name}"
+    return value
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]), Path(sys.argv[2]))

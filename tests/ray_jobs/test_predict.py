@@ -1,0 +1,87 @@
+"""Predictions go on where they were, refuse what others began, and never show the model a row it will be asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tasks
+from ray_jobs import predict
+from tasks.base import UserError
+from tasks.sources import load
+
+TASK = tasks.get("viggo")
+
+
+@pytest.fixture
+def request_for(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+    def make(**changes):
+        common = {"task": "viggo", "split": "test", "source": "bundled", "model": str(folder), "label": "m"}
+        return predict.Request(**(common | {"out": tmp_path / "p.jsonl", "prompt": "structured"} | changes))
+
+    return make, folder
+
+
+def begin(request, folder, lines):
+    assert predict._continue(request, TASK, folder) == set()
+    request.out.write_text("".join(json.dumps({"id": i, "completion": "x"}) + "\n" for i in lines))
+
+
+def test_answers_on_disk_are_not_asked_again_and_a_torn_line_is_cut(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["a", "b"])
+    with make().out.open("a") as file:
+        file.write('{"id": "c", "compl')
+    assert predict._continue(make(), TASK, folder) == {"a", "b"}
+    assert make().out.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("change", [{"shots": 2}, {"prompt": "natural"}, {"split": "valid"}])
+def test_predictions_of_another_setting_are_refused(request_for, change):
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    with pytest.raises(UserError, match=next(iter(change))):
+        predict._continue(make(**change), TASK, folder)
+    assert predict._continue(make(), TASK, folder) == {"a"}, "refusing must lose nothing"
+
+
+def test_predictions_of_other_weights_are_refused_or_replaced(request_for):
+    import os
+
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    with pytest.raises(UserError, match="weights"):
+        predict._continue(make(), TASK, folder)
+    assert predict._continue(make(replace=True), TASK, folder) == set()
+    assert not make().out.exists()
+
+
+def test_the_file_ends_in_the_order_of_the_records(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["c", "a", "b"])
+    predict._finish(make().out, ["a", "b", "c"])
+    assert [json.loads(line)["id"] for line in make().out.read_text().splitlines()] == ["a", "b", "c"]
+
+
+def test_shots_come_from_train_by_seed_and_never_from_what_is_asked(request_for):
+    make, _ = request_for
+    records = load(TASK, "test", "bundled", limit=20)
+    shots = predict.pick_shots(TASK, make(shots=5), records)
+    assert len(shots) == 5
+    assert all(shot.id.startswith("viggo-train-") for shot in shots)
+    assert shots == predict.pick_shots(TASK, make(shots=5), records)
+    asked = predict.pick_shots(TASK, make(shots=5, split="train"), shots)
+    assert not {s.id for s in asked} & {s.id for s in shots}
+    assert predict.pick_shots(TASK, make(), records) == []
+
+
+def test_more_shots_than_rows_is_a_user_error(request_for):
+    make, _ = request_for
+    with pytest.raises(UserError, match="worked examples"):
+        predict.pick_shots(TASK, make(shots=10**6), load(TASK, "test", "bundled", limit=2))
