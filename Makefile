@@ -1,6 +1,6 @@
 # fulltune: `make demo` shows the whole story on a CPU, `make test` runs the quick tests. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo install setup test test-slow test-all check golden wheel smollm2 clean
+.PHONY: help demo demo-bar install setup test test-slow test-all check golden wheel smollm2 clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -20,6 +20,9 @@ help: ## list the targets
 
 demo: setup ## base score, training, tuned score and report on bundled data: minutes on a laptop CPU
 	@$(BIN)/fulltune demo
+
+demo-bar: ## after `make demo`: does the tuned model reach what the README promises?
+	@$(BIN)/python benchmarks/check_demo.py runs/demo/report/results.json
 
 install: $(STAMP) ## create .venv with the exact versions of constraints.txt (the other targets do this when needed)
 

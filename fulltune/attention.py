@@ -24,7 +24,7 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    **_: Any,
+    **other: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention per segment, in the signature of transformers' attention functions.
 
@@ -40,6 +40,13 @@ def segment_attention(
         raise ValueError(
             f"{SEGMENTS} takes packed rows only: got cu_seq_lens_q={cu_seq_lens_q} and an attention mask "
             f"{None if attention_mask is None else tuple(attention_mask.shape)}; use sdpa for padded batches"
+        )
+    window = other.get("sliding_window")
+    longest = int(cu_seq_lens_q.diff().max())
+    if other.get("softcap") or other.get("s_aux") is not None or (window and window < longest):
+        raise ValueError(
+            f"{SEGMENTS} has no soft-capping, no attention sinks and no sliding window: got {sorted(other)} and "
+            f"segments of {longest} tokens; train this architecture on CUDA with FlashAttention"
         )
     grouped = query.shape[1] != key.shape[1]
     parts = [

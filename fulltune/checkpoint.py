@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,15 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
     )
 
 
+def newest(root: Path) -> Found | None:
+    """What the newest published checkpoint says of itself, unverified; None where there is none to read."""
+    step = _pointer(root).get("step")
+    if step is None or not (root / name(step) / MANIFEST).exists():
+        return None
+    manifest = json.loads((root / name(step) / MANIFEST).read_text())
+    return Found(path=root / name(step), step=step, meta=manifest["meta"])
+
+
 def best(root: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where no loss was taken or the folder is gone."""
     step = _pointer(root).get("best")
@@ -128,7 +138,8 @@ def best(root: Path) -> Path | None:
 
 def published(root: Path) -> list[int]:
     """Steps of the published checkpoints, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+    matches = (re.fullmatch(r"step-(\d{8,})", path.name) for path in root.glob("step-*") if path.is_dir())
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def verify(path: Path) -> dict[str, Any]:

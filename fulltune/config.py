@@ -64,6 +64,7 @@ class DataConfig(_Section):
     columns: dict[str, str] = Field(default_factory=dict, description="source column -> task column")
     max_length: int = Field(512, ge=8, description="longer rows are left out, counted and listed")
     packing: bool = Field(True, description="several examples per micro-batch, each with attention of its own")
+    loader: Literal["exact"] = Field("exact", description="the same examples per step for any number of workers")
     loss_on: Literal["completion", "all"] = "completion"
     limit: int | None = Field(None, ge=1, description="only the first rows of the training split")
 
@@ -99,6 +100,13 @@ class RayConfig(_Section):
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
     max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")
     collective_timeout_s: int = Field(1800, ge=1, description="a collective that takes longer ends the attempt")
+
+    @field_validator("storage_path")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("object stores are not supported yet; name a folder that every node mounts")
+        return value
 
 
 class CheckpointConfig(_Section):
@@ -235,7 +243,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         child = node.get(part)
         node[part] = dict(child) if isinstance(child, dict) else {}
         node = node[part]
-    node[leaf] = _scalar(text)
+    try:
+        node[leaf] = _scalar(text)
+    except yaml.YAMLError:
+        raise UserError(
+            got=f"override {override!r}", wanted="a value that YAML reads", fix="quote it: key='\"the value\"'"
+        ) from None
 
 
 def _scalar(text: str) -> Any:

@@ -104,7 +104,8 @@ def _key(task: Task, records: Sequence[Record], tokenizer: tok.Tokenizer, config
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(tok.fingerprint(tokenizer).encode())
     for record in records:
-        digest.update(json.dumps([record.id, dict(record.fields)], sort_keys=True, default=str).encode())
+        rendered = [[task.encode_text(segment.text), segment.loss] for segment in task.render(record)]
+        digest.update(json.dumps([record.id, rendered]).encode())
     return f"{task.name}-{split}-{digest.hexdigest()[:16]}"
 
 

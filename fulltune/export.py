@@ -18,9 +18,10 @@ from typing import Any
 
 from fulltune import checkpoint
 from fulltune import tokenizer as tok
-from tasks.base import Task
+from tasks.base import Task, UserError
 
 FILE_BYTES = 4 * 2**30
+MARK = "fulltune.json"  # in every export: which checkpoint it came from
 HF_FILES = "hf"  # folder inside a checkpoint with config.json and the tokenizer
 
 
@@ -42,8 +43,14 @@ def export(source: Path, out: Path, task: Task, *, dtype: str, card: str, file_b
         card: the text of README.md.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is damaged, or `out` holds something else.
     """
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise UserError(
+            got=f"{out} exists and was not written by an export",
+            wanted="a folder that is new, empty, or an earlier export",
+            fix="name another folder; nothing was deleted",
+        )
     checkpoint.verify(source)
     stage = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     stage.mkdir(parents=True)
@@ -54,10 +61,17 @@ def export(source: Path, out: Path, task: Task, *, dtype: str, card: str, file_b
     (stage / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2))
     (stage / "generation_config.json").write_text(json.dumps(_generation_config(stage, task), indent=2))
     (stage / "README.md").write_text(card)
+    (stage / MARK).write_text(json.dumps(origin(source)))
     if out.exists():
         shutil.rmtree(out)
     os.replace(stage, out)
     return out
+
+
+def origin(source: Path) -> dict[str, Any]:
+    """What identifies the content of a checkpoint: its name and the hashes of its files."""
+    files = json.loads((source / checkpoint.MANIFEST).read_text())["files"]
+    return {"checkpoint": source.name, "files": files}
 
 
 def _generation_config(folder: Path, task: Task) -> dict[str, Any]:

@@ -9,7 +9,7 @@ twice or runs past it is seen as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,10 +96,13 @@ class Generator:
                 pad_token_id=pad,
                 stopping_criteria=strings,
             )  # (B, width + new)
-        return [
+        answers = [
             _cut(self.tokenizer, prompt, row, stops, max_new_tokens)
             for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)
         ]
+        if self.prompt_style == "natural":
+            return answers
+        return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
 
 
 def load(

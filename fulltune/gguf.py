@@ -71,6 +71,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m fulltune.gguf SOURCE_FOLDER OUT_FOLDER", file=sys.stderr)
         return 2
     source, out = Path(arguments[0]), Path(arguments[1])
+    if out.exists() and any(out.iterdir()):
+        print(f"got:    {out}, which is not empty\nwanted: a new folder", file=sys.stderr)
+        return 2
     files = sorted(source.glob("*.gguf"))
     if len(files) != 1:
         print(f"got:    {len(files)} GGUF files in {source}\nwanted: exactly one", file=sys.stderr)

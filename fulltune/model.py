@@ -102,12 +102,20 @@ def _tokenizer(config: ModelConfig, source: Path | None, texts: Sequence[str]) -
 
 
 def _key(config: ModelConfig, source: Path | None, tokenizer: tok.Tokenizer, seed: int) -> str:
-    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed]).encode())
+    settings = config.model_dump(mode="json", exclude={"name_or_path", "revision"} if source else set())
+    digest = hashlib.sha256(json.dumps([settings, seed]).encode())
     digest.update(tok.fingerprint(tokenizer).encode())
     for file in sorted(source.glob("*.safetensors")) if source else ():
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(f"{file.name} {file.stat().st_size}".encode() + _sample(file))
     return digest.hexdigest()[:16]
+
+
+def _sample(file: Path, size: int = 2**20) -> bytes:
+    """The first and last bytes of a file: enough to tell weights apart without reading 140 GB."""
+    with file.open("rb") as handle:
+        head = handle.read(size)
+        handle.seek(max(0, file.stat().st_size - size))
+        return head + handle.read(size)
 
 
 def _starting_rows(

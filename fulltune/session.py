@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, export
+from fulltune import checkpoint, comm, device, export
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
-from fulltune.engine import Engine, build
+from fulltune.engine import Engine, build, stage_of
 from fulltune.metrics import MetricsLog
 from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
@@ -65,7 +65,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
-    identity = fingerprint(config, planner)
+    identity = fingerprint(config, inputs, num_workers=workers.size)
     step = _resume(engine, inputs, workers, identity, tell)
     events = fit(
         engine,
@@ -113,14 +113,18 @@ def _consume(
     return step, finished
 
 
-def fingerprint(config: RunConfig, planner: StepPlanner) -> dict[str, Any]:
-    """What must not change between the parts of one run: the data and every setting of the optimisation.
+def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[str, Any]:
+    """What must not change between the parts of one run: model, data, sharding, every setting of the optimisation.
 
     Settings that only decide how a step is computed (memory against time) may.
     """
     how = {"gradient_checkpointing", "micro_batch_tokens"}
     return {
-        "data": planner.table.folder.name,
+        "model": inputs.model.name,  # folders are named by their content
+        "data": inputs.train_data.name,
+        "dtype": device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        "zero_stage": stage_of(config),
+        "num_workers": num_workers,
         "train": config.train.model_dump(mode="json", exclude=how),
     }
 

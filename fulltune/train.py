@@ -24,12 +24,13 @@ class TrainingEngine(Protocol):
     """What the loop asks of an engine (`fulltune.engine.Engine`; tests bring their own)."""
 
     device: torch.device
+    scales_loss: bool
 
     def accumulate(self, batch: MicroBatch, *, step_tokens: int, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; its summed loss."""
 
     def update(self, learning_rate: float) -> float:
-        """One optimizer step; the gradient norm."""
+        """One optimizer step; the gradient norm. Leaves the weights alone where the norm is not finite."""
 
     def evaluate(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of a micro-batch, without gradients."""
@@ -44,13 +45,16 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """An optimizer step was taken. `loss` is the mean over the step's supervised tokens, before the update."""
+    """An optimizer step was taken. `loss` is the mean over the step's supervised tokens, before the update.
+
+    `grad_norm` is None where float16's loss scaler found an overflow and left the weights as they were.
+    """
 
     step: int
     epoch: float
     loss: float
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     supervised_tokens: int
     padded_tokens: int
@@ -83,12 +87,12 @@ class Stopped:
 Event = StepDone | Validated | SaveDue | Stopped
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite. Weights are as before the step; `example_indices` names its examples."""
+class NonFinite(RuntimeError):
+    """Loss or gradient is NaN or infinite. Weights are as before the step; `example_indices` names its examples."""
 
-    def __init__(self, step: int, loss: float, example_indices: Sequence[int]) -> None:
+    def __init__(self, what: str, value: float, step: int, example_indices: Sequence[int]) -> None:
         super().__init__(
-            f"loss {loss} at step {step} (weights unchanged); examples of the step by row of the prepared data: "
+            f"{what} {value} at step {step} (weights unchanged); examples of the step by row of the prepared data: "
             f"{list(example_indices)}; lower train.learning_rate or inspect these rows"
         )
         self.step, self.example_indices = step, list(example_indices)
@@ -142,15 +146,17 @@ def fit(
         total, stops = workers.sum([float(loss_sum), float(stop_requested())], engine.device)
         loss = total / step.supervised_tokens
         if not math.isfinite(loss):
-            raise NonFiniteLoss(number, loss, step.example_indices)
+            raise NonFinite("loss", loss, number, step.example_indices)
         lr = learning_rate(train, number, schedule.total_steps)
-        grad_norm = engine.update(lr)
+        norm = engine.update(lr)
+        if not math.isfinite(norm) and not engine.scales_loss:
+            raise NonFinite("gradient norm", norm, number, step.example_indices)
         yield StepDone(
             step=number,
             epoch=step.epoch,
             loss=loss,
             lr=lr,
-            grad_norm=grad_norm,
+            grad_norm=norm if math.isfinite(norm) else None,
             tokens=step.tokens,
             supervised_tokens=step.supervised_tokens,
             padded_tokens=0,

@@ -32,10 +32,10 @@ def connected() -> Iterator[None]:
     previous = os.umask(0o077)  # Ray writes its access token with the default mask, readable by everybody
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **started)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise UserError(
             got=f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}",
-            wanted="a running Ray cluster at that address",
+            wanted="`auto` on a node of a running cluster, or host:port of its head (jobs take the http address)",
             fix="start one with `ray start --head`, or unset RAY_ADDRESS to use this machine",
         ) from None
     finally:
@@ -68,14 +68,15 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
         UserError: with what the cluster has and what the run asks for.
     """
     needs = worker_resources(config)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(_places(node, needs) for node in nodes)
+    here = needs | ({f"accelerator_type:{config.accelerator_type}": 0.001} if config.accelerator_type else {})
+    nodes = _nodes()
+    places = sum(_places(node, here) for node in nodes)
     growth = _autoscaler_limits()
     possible = min((int(growth.get(key, 0) / need + 1e-9) for key, need in needs.items()), default=0) if growth else 0
     if config.num_workers <= max(places, possible):
         return
     has = ", ".join(f"{key} {sum(node.get(key, 0) for node in nodes):g}" for key in needs)
-    wants = ", ".join(f"{key} {need:g}" for key, need in needs.items())
+    wants = ", ".join(f"{key} {need:g}" for key, need in here.items())
     raise UserError(
         got=f"ray.num_workers={config.num_workers} with {wants} each",
         wanted=f"at most {max(places, possible)} such workers: the cluster has {has}"
@@ -84,7 +85,16 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
     )
 
 
-def _places(node: dict[str, Any], needs: dict[str, float]) -> int:
+def places(needs: dict[str, float]) -> int:
+    """How many workers with these needs the nodes hold that are there now."""
+    return sum(_places(node, needs) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(node: dict[str, float], needs: dict[str, float]) -> int:
     """How many workers fit on a node; the margin absorbs binary fractions such as 0.1."""
     return min(int(node.get(key, 0) / need + 1e-9) for key, need in needs.items())
 

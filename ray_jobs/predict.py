@@ -51,6 +51,7 @@ class Request:
     prompt: Literal["structured", "natural"]
     shots: int = 0
     limit: int | None = None
+    revision: str | None = None
     task_options: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
     batch_tokens: int = 4096
@@ -64,7 +65,7 @@ class Request:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the answers; predictions made under another identity are not continued."""
-        wanted = ("task", "split", "source", "model", "prompt", "shots", "task_options", "columns")
+        wanted = ("task", "split", "source", "model", "revision", "prompt", "shots", "task_options", "columns")
         return {name: getattr(self, name) for name in wanted}
 
 
@@ -109,7 +110,7 @@ def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[
 
 def _model_folder(request: Request) -> Path:
     cache = request.cache or request.out.parent / ".models"
-    folder = model.resolve_source(ModelConfig(name_or_path=request.model), cache)
+    folder = model.resolve_source(ModelConfig(name_or_path=request.model, revision=request.revision), cache)
     assert folder is not None, "only a random initialisation has no folder"
     return folder
 
@@ -177,16 +178,25 @@ def _answers(
     request: Request, folder: Path, missing: Sequence[Record], shots: Sequence[Record]
 ) -> Iterator[list[dict[str, Any]]]:
     """Batches of answers as the actors finish them."""
-    resources = {"num_cpus": request.cpus_per_worker, "num_gpus": 1 if request.use_gpu else 0}
+    from ray_jobs import cluster
+
+    resources = {"num_cpus": request.cpus_per_worker, "num_gpus": 1.0 if request.use_gpu else 0.0}
+    room = cluster.places({"CPU": resources["num_cpus"]} | ({"GPU": 1.0} if request.use_gpu else {}))
+    if not room:
+        raise UserError(
+            got=f"a cluster without room for one copy of the model ({resources})",
+            wanted="a node with that much",
+            fix="lower ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
+        )
     environment = {"env_vars": device.worker_environment(use_gpu=request.use_gpu)}
     actor: Any = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
-    actors: list[Any] = [actor.remote(request, folder) for _ in range(request.workers)]
-    batches = ray.get(actors[0].plan.remote(list(missing), list(shots)))
-    waiting = list(reversed(batches))
+    first = actor.remote(request, folder)
+    waiting = list(reversed(ray.get(first.plan.remote(list(missing), list(shots)))))
+    count = min(request.workers, room, len(waiting))
+    actors: list[Any] = [first, *(actor.remote(request, folder) for _ in range(count - 1))]
     running: dict[Any, Any] = {}
     for each in actors:
-        if waiting:
-            running[each.answer.remote(waiting.pop(), list(shots))] = each
+        running[each.answer.remote(waiting.pop(), list(shots))] = each
     while running:
         (ready,), _ = ray.wait(list(running), num_returns=1)
         free = running.pop(ready)

@@ -48,7 +48,7 @@ def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
     cache = config.run_dir.parent / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     records = load_split(config, task, "train", config.data.limit, say)
-    texts = ["".join(segment.text for segment in task.render(record)) for record in records]
+    texts = [_plain_text(task, record) for record in records] if config.model.tokenizer else []
     model_dir = model.prepare(config.model, task, texts, seed=config.train.seed, cache=cache)
     tokenizer = tok.load(str(model_dir))
     train = data.prepare(task, records, tokenizer, config.data, split="train", cache=cache)
@@ -59,6 +59,14 @@ def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
         model=model_dir, train_data=train.folder, valid_data=valid.folder if valid else None, run=config.run_dir
     )
     return Prepared(task=task, inputs=inputs, manifests=manifests)
+
+
+def _plain_text(task: Task, record: Record) -> str:
+    """The training text as the tokenizer will see it, without the special tokens that are added later."""
+    text = "".join(task.encode_text(segment.text) for segment in task.render(record))
+    for token in task.special_tokens:
+        text = text.replace(token, " ")
+    return text
 
 
 def _validation(

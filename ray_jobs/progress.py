@@ -72,17 +72,19 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 class _Tail:
-    """New whole lines of a growing file; starts over when the file was replaced by a shorter one (a resumed run)."""
+    """New whole lines of a growing file; starts over when it was replaced (a resumed run)."""
 
     def __init__(self, path: Path, *, from_end: bool) -> None:
         self._path = path
         self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._inode = path.stat().st_ino if path.exists() else 0
 
     def lines(self) -> list[str]:
         if not self._path.exists():
             return []
-        if self._path.stat().st_size < self._offset:
-            self._offset = 0
+        state = self._path.stat()
+        if state.st_size < self._offset or state.st_ino != self._inode:
+            self._offset, self._inode = 0, state.st_ino
         with self._path.open("rb") as handle:
             handle.seek(self._offset)
             whole, newline, _ = handle.read().rpartition(b"\n")

@@ -11,7 +11,7 @@ from evaluation.compare import compare
 from evaluation.comparison import Entry
 from fulltune import card, config, device, metrics
 from fulltune.config import ReportModel, RunConfig
-from fulltune.export import export
+from fulltune.export import MARK, export, origin
 from ray_jobs.predict import Request, predict
 from ray_jobs.prepare import task_of
 from tasks.sources import load
@@ -19,18 +19,15 @@ from tasks.sources import load
 
 def export_run(run: RunConfig, checkpoint: Path, out: Path) -> Path:
     """Exports a checkpoint of a run with its model card; an export of the same checkpoint is kept."""
-    mark = out / "fulltune.json"
-    origin = {"checkpoint": checkpoint.name, "written": json.loads((checkpoint / "manifest.json").read_text())["files"]}
-    if mark.exists() and json.loads(mark.read_text()) == origin:
+    mark = out / MARK
+    if mark.exists() and json.loads(mark.read_text()) == origin(checkpoint):
         return out
     task = task_of(run)
     facts_file = run.run_dir / "provenance.json"
     facts = json.loads(facts_file.read_text()) if facts_file.exists() else {}
     text = card.text(run, task, step=int(checkpoint.name.removeprefix("step-")), provenance=facts)
     dtype = device.dtype_name(run.model.dtype, use_gpu=run.ray.use_gpu)
-    export(checkpoint, out, task, dtype=dtype, card=text)
-    mark.write_text(json.dumps(origin))
-    return out
+    return export(checkpoint, out, task, dtype=dtype, card=text)
 
 
 def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> Path:
@@ -83,6 +80,7 @@ def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
         prompt=prompt,
         shots=row.shots,
         limit=run.report.limit,
+        revision=run.model.revision if row.model == "base" else None,
         task_options=tuple(run.task_options.items()),
         columns=tuple(run.data.columns.items()),
         batch_tokens=run.report.batch_tokens,

@@ -6,6 +6,7 @@ python -m ray_jobs.train RECIPE [key=value ...]        (what `ray job submit` st
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any, cast
 
 from fulltune import checkpoint, config, device, provenance
 from fulltune.config import RunConfig
-from fulltune.session import STOP_FILE
+from fulltune.session import STOP_FILE, fingerprint, refuse_other_run
 from ray_jobs.prepare import Prepared, prepare
 from tasks.base import UserError
 
@@ -37,9 +38,10 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
     if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip
-    with cluster.connected():
+    with only_driver(run.run_dir), cluster.connected():
         cluster.refuse_what_cannot_fit(run.ray)
         prepared = prepare(run, say=say)
+        _refuse_other_run(run, prepared)
         _record(run, prepared, arguments)
         steps = total_steps(run, prepared)
         done = _finished_step(run, steps)
@@ -69,6 +71,28 @@ def final_checkpoint(run: RunConfig) -> Path:
             got=f"no checkpoint in {root}", wanted="a run that has saved", fix="run `fulltune train` with this recipe"
         )
     return root / checkpoint.name(steps[-1])
+
+
+@contextlib.contextmanager
+def only_driver(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder: two drivers would cut each other's files. The kernel lets go when a driver dies."""
+    with (run_dir / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                got=f"{run_dir} is in use by another driver",
+                wanted="one command at a time per run",
+                fix="wait for it, end it, or choose another ray.name",
+            ) from None
+        yield
+
+
+def _refuse_other_run(run: RunConfig, prepared: Prepared) -> None:
+    """Before anything in the run folder changes: is it this run's?"""
+    found = checkpoint.newest(run.run_dir / "checkpoints")
+    if found is not None:
+        refuse_other_run(found, fingerprint(run, prepared.inputs, num_workers=run.ray.num_workers))
 
 
 def _record(run: RunConfig, prepared: Prepared, arguments: Sequence[str]) -> None:

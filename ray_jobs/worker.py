@@ -21,7 +21,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
     from fulltune import comm, session
     from fulltune.config import resolve
-    from fulltune.train import NonFiniteLoss
+    from fulltune.train import NonFinite
     from tasks.base import UserError
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -40,7 +40,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line))
     except UserError as error:
         return {"user_error": (error.got, error.wanted, error.fix)}
-    except NonFiniteLoss as error:
+    except NonFinite as error:
         return {"error": str(error)}
     return {"step": result.step, "finished": result.finished}
 

@@ -8,6 +8,7 @@ is the mean over all supervised tokens of the step, on all workers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Engine:
         self._world = world
         self._keep_alive = keep_alive  # HfDeepSpeedConfig is held by a weak reference only
         self.device: torch.device = wrapped.device
+        # float16 overflows now and then by design: its loss scaler lowers the scale and goes on
+        self.scales_loss = bool(wrapped.fp16_enabled())
 
     @property
     def module(self) -> Any:
@@ -63,12 +66,19 @@ class Engine:
         return loss.detach()
 
     def update(self, learning_rate: float) -> float:
-        """Clips, takes one optimizer step and clears the gradients; returns the norm before clipping."""
+        """Clips, takes one optimizer step and clears the gradients; returns the norm before clipping.
+
+        Where that norm is not finite, the weights stay as they were.
+        """
         for group in self._wrapped.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        norm = self._clip_unsharded() if self._plain else None
-        self._wrapped.step()
-        return float(self._wrapped.get_global_grad_norm() if norm is None else norm)
+        if not self._plain:
+            self._wrapped.step()  # leaves the weights alone where the norm is not finite
+            return float(self._wrapped.get_global_grad_norm())
+        norm = self._clip_unsharded()
+        if math.isfinite(norm):
+            self._wrapped.step()
+        return norm
 
     @property
     def _plain(self) -> bool:

@@ -93,6 +93,11 @@ def stage(settings: dict[str, Any]) -> int:
     return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
+def stage_of(config: RunConfig) -> int:
+    """The ZeRO stage of a run."""
+    return stage(base(config))
+
+
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
     """Whether the optimizer states live in host memory or on NVMe."""
     offload = settings.get("zero_optimization", {}).get("offload_optimizer", {})

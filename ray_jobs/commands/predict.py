@@ -65,7 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> Literal["structured", "natural"]:
     """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
+    from fulltune import model as models
     from fulltune import tokenizer as tok
+    from fulltune.config import ModelConfig
 
-    vocabulary = tok.load(model).get_vocab()
+    folder = models.resolve_source(ModelConfig(name_or_path=model), Path.home() / ".cache" / "fulltune" / "models")
+    vocabulary = tok.load(str(folder)).get_vocab()
     return "structured" if special_tokens and all(token in vocabulary for token in special_tokens) else "natural"

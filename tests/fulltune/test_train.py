@@ -11,7 +11,7 @@ from fulltune import comm
 from fulltune.batches import Step
 from fulltune.config import TrainConfig
 from fulltune.train import (
-    NonFiniteLoss,
+    NonFinite,
     SaveDue,
     Schedule,
     StepDone,
@@ -26,9 +26,10 @@ class FakeEngine:
     """Counts what it is asked; every micro-batch has the loss that `losses` says."""
 
     device = torch.device("cpu")
+    scales_loss = False
 
-    def __init__(self, losses=(2.0, 4.0)):
-        self.losses, self.calls, self.rates = list(losses), [], []
+    def __init__(self, losses=(2.0, 4.0), norm=0.5):
+        self.losses, self.norm, self.calls, self.rates = list(losses), norm, [], []
 
     def accumulate(self, batch, *, step_tokens, last):
         self.calls.append((batch, step_tokens, last))
@@ -36,7 +37,7 @@ class FakeEngine:
 
     def update(self, learning_rate):
         self.rates.append(learning_rate)
-        return 0.5
+        return self.norm
 
     def evaluate(self, batch):
         return torch.tensor(self.losses[batch])
@@ -85,10 +86,21 @@ def test_a_stop_is_taken_after_the_step_and_saved_first():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(bad):
     engine = FakeEngine(losses=(2.0, bad))
-    with pytest.raises(NonFiniteLoss, match=r"step 1 .*\[7, 8\]") as error:
+    with pytest.raises(NonFinite, match=r"step 1 .*\[7, 8\]") as error:
         run(engine, every(3))
     assert engine.rates == []
     assert error.value.example_indices == [7, 8]
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run():
+    with pytest.raises(NonFinite, match="gradient norm inf at step 1"):
+        run(FakeEngine(norm=math.inf), every(3))
+
+
+def test_float16_goes_on_after_an_overflow_and_says_so():
+    engine = FakeEngine(norm=math.inf)
+    engine.scales_loss = True
+    assert [e.grad_norm for e in run(engine, every(2)) if isinstance(e, StepDone)] == [None, None]
 
 
 def test_resuming_starts_after_the_given_step():

@@ -163,6 +163,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "-accumulated": {"train__micro_batch_tokens": 130, "steps": 5},
     "-unpacked": {"data__packing": False, "steps": 5},
     "-one-step": {"steps": 1},
+    "-checkpointed": {"train__gradient_checkpointing": True, "steps": 3},
     "-bf16": {"model__dtype": "bfloat16", "steps": 3},
 }
 

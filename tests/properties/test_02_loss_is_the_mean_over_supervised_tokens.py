@@ -97,3 +97,10 @@ def test_bf16_follows_float32_at_its_own_precision(matrix, stage):
     for workers in (1, 2):
         half = losses(matrix.records[f"zero{stage}-{workers}w-bf16"])
         np.testing.assert_allclose(half, losses(matrix.records[f"zero{stage}-{workers}w"])[:3], rtol=2e-2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_checkpointing_changes_memory_and_nothing_else(matrix, stage, workers):
+    records = matrix.records[f"zero{stage}-{workers}w-checkpointed"]
+    np.testing.assert_allclose(losses(records), losses(matrix.records[f"zero{stage}-{workers}w"])[:3], rtol=1e-6)

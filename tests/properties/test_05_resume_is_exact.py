@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from fulltune import checkpoint, metrics, session
+from fulltune import checkpoint, config, metrics, session
 from tasks.base import UserError
 
 
@@ -42,3 +42,22 @@ def test_other_settings_do_not_resume(tmp_path):
     session.refuse_other_run(found, {"train": {"seed": 1}})
     with pytest.raises(UserError, match=r"train\.seed: 1 -> 2"):
         session.refuse_other_run(found, {"train": {"seed": 2}})
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"deepspeed": "zero3"}, "zero_stage"),
+        ({"model": {"dtype": "bfloat16"}}, "dtype"),
+        ({"train": {"learning_rate": 1.0}}, "train"),
+    ],
+)
+def test_the_fingerprint_sees_what_matters(tiny, change, key):
+    inputs = session.Inputs(tiny.model, tiny.tokens, None, tiny.out)
+    base = config.resolve(tiny.base, origin="test")
+    changed = config.resolve(
+        tiny.base | {k: (tiny.base[k] | v if isinstance(v, dict) else v) for k, v in change.items()}, ""
+    )
+    was, now = (session.fingerprint(c, inputs, num_workers=2) for c in (base, changed))
+    assert {name for name in was if was[name] != now[name]} == {key}
+    assert was != session.fingerprint(base, inputs, num_workers=1)

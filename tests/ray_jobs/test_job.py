@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -90,6 +91,8 @@ def test_ray_job_submit_ends_succeeded(head, clone, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "succeeded" in done.stdout.lower()
     assert (tmp_path / "demo" / "report" / "report.html").exists()
+    facts = json.loads((tmp_path / "demo" / "provenance.json").read_text())
+    assert facts["git"] is None, "the code must come from the upload, which has no .git, not from this checkout"
 
 
 def test_without_the_token_nobody_gets_in(head, clone):
