@@ -2,6 +2,7 @@
 
     prompts (ids) -> batches of similar length -> transformers' generate -> Answer (without the stop token)
 
+What all prompts of a batch begin with (instructions, worked examples) is computed once.
 The decoder keeps special tokens: an answer is cut by token id, not by text, so a model that writes its stop token
 twice or runs past it is seen as it is.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from fulltune import device
 from fulltune import tokenizer as tok
@@ -82,14 +83,17 @@ class Generator:
         """Greedy answers of one batch, in the order of the prompts."""
         width = max(len(prompt.ids) for prompt in prompts)
         pad = _pad_id(self.tokenizer)
-        rows = [[pad] * (width - len(p.ids)) + list(p.ids) for p in prompts]
-        masks = [[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts]
+        shared = _shared_prefix([prompt.ids for prompt in prompts])
+        # padding stands between what all prompts share and the rest, so that the shared part is computed once
+        rows = [[*p.ids[:shared], *[pad] * (width - len(p.ids)), *p.ids[shared:]] for p in prompts]
+        masks = [[1] * shared + [0] * (width - len(p.ids)) + [1] * (len(p.ids) - shared) for p in prompts]
         stops = self.stops
         strings = StoppingCriteriaList([_StopStrings(self.tokenizer, stops.strings, width)]) if stops.strings else None
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=torch.tensor(rows, device=self.model.device),  # (B, width)
                 attention_mask=torch.tensor(masks, device=self.model.device),
+                past_key_values=self._computed(prompts[0].ids[:shared], copies=len(prompts)),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 eos_token_id=list(stops.ids),
@@ -103,6 +107,15 @@ class Generator:
         if self.prompt_style == "natural":
             return answers
         return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
+
+    def _computed(self, ids: Sequence[int], *, copies: int) -> DynamicCache:
+        """Keys and values of a prefix, computed once and repeated for every row; empty for an empty prefix."""
+        cache = DynamicCache(config=self.model.config)
+        if ids:
+            row = torch.tensor([list(ids)], device=self.model.device)  # (1, prefix)
+            self.model(input_ids=row, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(copies)
+        return cache
 
 
 def load(
@@ -130,6 +143,12 @@ def batches(prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int
         batch.append(prompt)
     if batch:
         yield batch
+
+
+def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows share; at least one token of every row stays outside."""
+    limit = min(len(row) for row in rows) - 1
+    return next((i for i in range(limit) if len({row[i] for row in rows}) > 1), limit)
 
 
 def _pad_id(tokenizer: tok.Tokenizer) -> int:

@@ -61,6 +61,25 @@ def test_a_batch_writes_what_one_by_one_writes(generator):
         assert answer.prompt_tokens == len(prompt.ids)
 
 
+def test_a_shared_prefix_changes_no_token(folder):
+    """Natural prompts share their instructions; the batch must still write what each prompt alone writes."""
+    generator = generate.load(folder, TASK, prompt_style="natural", use_gpu=False)
+    prompts = [generator.prompt(record, RECORDS[4:]) for record in RECORDS[:4]]
+    assert generate._shared_prefix([p.ids for p in prompts]) > 100
+    together = generator.answer(prompts, max_new_tokens=10)
+    assert together == [generator.answer([prompt], max_new_tokens=10)[0] for prompt in prompts]
+    for prompt, answer in zip(prompts, together, strict=True):
+        expected = generate._cut(generator.tokenizer, prompt, one_by_one(generator, prompt, 10), generator.stops, 10)
+        assert answer == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"), [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[5]], 0), ([[1], [2]], 0)]
+)
+def test_the_shared_prefix_leaves_every_row_a_token(rows, shared):
+    assert generate._shared_prefix(rows) == shared
+
+
 def cut(generator, text, limit=50):
     ids = generator.tokenizer(text, add_special_tokens=False).input_ids
     prompt = generate.Prompt("x", [1, 2, 3])
