@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,13 +25,13 @@ def publish(run: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     report = (run / "report" / "report.md").read_text()
-    (out / "README.md").write_text(_without_rows(report))
     shutil.copytree(run / "report" / "plots", out / "plots")
     shutil.copy(run / "metrics.jsonl", out / "metrics.jsonl")
     config = yaml.safe_load((run / "config.yaml").read_text())
     (out / "config.yaml").write_text(yaml.safe_dump(_without_paths(config), sort_keys=False))
     facts = json.loads((run / "provenance.json").read_text())
     facts["command"] = ["fulltune", *(_without_paths(part) for part in facts["command"][1:])]
+    (out / "README.md").write_text(_without_rows(report) + _how_it_was_made(run, _without_paths(facts)))
     (out / "provenance.json").write_text(json.dumps(_without_paths(facts), indent=1) + "\n")
     results = json.loads((run / "report" / "results.json").read_text())
     kept = {key: value for key, value in results.items() if key not in LEFT_OUT}
@@ -41,10 +42,31 @@ def _without_rows(report: str) -> str:
     head, found, _ = report.partition(EXAMPLES)
     if not found:
         raise SystemExit(f"no section {EXAMPLES!r} in the report: its records cannot be told from its figures")
-    return head.rstrip() + "\n"
+    return head.rstrip() + "\n\n"
 
 
-def _without_paths(value: object) -> object:
+def _how_it_was_made(run: Path, facts: dict[str, Any]) -> str:
+    """Command, code and the course of the training."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    seconds = sum(step["tokens"] / step["tokens_per_s"] for step in steps)
+    tokens = sum(step["tokens"] for step in steps)
+    valid = ", ".join(f"{line['valid_loss']:.4f} after step {line['step']}" for line in lines if "valid_loss" in line)
+    return f"""## How it was made
+
+```
+{" ".join(str(part) for part in facts["command"])}
+```
+
+Code {facts["git"]}, {facts["hardware"]}. {len(steps)} steps, {tokens:,} tokens, {seconds / 60:.0f} minutes in steps
+({tokens / seconds:.0f} tokens/s; other work ran on the machine at the same time), {steps[-1]["attempt"]} attempt(s).
+Validation loss: {valid}. Every step is in [metrics.jsonl](metrics.jsonl), the settings in [config.yaml](config.yaml).
+
+![Training loss by step](plots/loss.png)
+"""
+
+
+def _without_paths(value: Any) -> Any:
     """The same tree; absolute paths are cut to their last part."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items()}

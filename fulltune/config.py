@@ -166,6 +166,7 @@ class RunConfig(_Section):
     validation: ValidationConfig = ValidationConfig()
     tracking: TrackingConfig = TrackingConfig()
     report: ReportConfig | None = None
+    stages: tuple[dict[str, Any], ...] = Field((), description="runs in a row, each a change to this recipe: stages.py")
 
     @field_validator("task")
     @classmethod

@@ -131,7 +131,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
             accelerator_type=settings.accelerator_type,
         ),
         run_config=run_config(
-            name=f"{settings.name}-{uuid.uuid4().hex[:8]}",
+            name=f"{run.run_dir.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             worker_runtime_env=environment,

@@ -38,17 +38,24 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
 
     quiet.libraries()
     quiet.transformers()
+    from fulltune.stages import expand
     from ray_jobs import cluster, report
     from ray_jobs.train import RunEnded, train
 
     assert isinstance(resolved, RunConfig), resolved
+    *earlier, last = expand(resolved)
     try:
         with cluster.connected():
-            checkpoint = train(resolved, arguments=sys.argv, say=recipe.say)
-            if resolved.report is None or not with_report:
+            for stage in earlier:
+                checkpoint = train(stage, arguments=sys.argv, say=recipe.say)
+                report.export_run(stage, checkpoint, stage.run_dir / "export")
+                if stage.report is not None and with_report:
+                    report.report(stage, checkpoint, say=recipe.say)
+            checkpoint = train(last, arguments=sys.argv, say=recipe.say)
+            if last.report is None or not with_report:
                 print(checkpoint)
                 return 0
-            folder = report.report(resolved, checkpoint, say=recipe.say)
+            folder = report.report(last, checkpoint, say=recipe.say)
     except RunEnded as error:
         print(error, file=sys.stderr)
         return 1
