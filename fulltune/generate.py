@@ -21,6 +21,7 @@ from fulltune import device
 from fulltune import tokenizer as tok
 from tasks.base import Record, Task
 
+FIRST_TOKENS = 32  # of an answer, before rows that have stopped leave the batch
 TAIL_TOKENS = 8  # how far back a stop string is looked for after each token
 
 
@@ -80,7 +81,29 @@ class Generator:
         return Stops(tuple(sorted(ids)), strings)
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
-        """Greedy answers of one batch, in the order of the prompts."""
+        """Greedy answers of one batch, in the order of the prompts.
+
+        Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
+        that have not stopped by then go on.
+        """
+        first = min(max_new_tokens, max(FIRST_TOKENS, max_new_tokens // 3))
+        written = dict(zip((p.id for p in prompts), self._write(prompts, first), strict=True))
+        open_rows = [p for p in prompts if first < max_new_tokens and not self._stopped(written[p.id])]
+        if open_rows:
+            longer = [Prompt(p.id, [*p.ids, *written[p.id]]) for p in open_rows]
+            for prompt, more in zip(open_rows, self._write(longer, max_new_tokens - first), strict=True):
+                written[prompt.id] = [*written[prompt.id], *more]
+        answers = [_cut(self.tokenizer, p, written[p.id], self.stops, max_new_tokens) for p in prompts]
+        if self.prompt_style == "natural":
+            return answers
+        return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
+
+    def _stopped(self, new: Sequence[int]) -> bool:
+        text = self.tokenizer.decode(new, skip_special_tokens=False) if self.stops.strings else ""
+        return any(token in self.stops.ids for token in new) or any(string in text for string in self.stops.strings)
+
+    def _write(self, prompts: Sequence[Prompt], limit: int) -> list[list[int]]:
+        """At most `limit` new tokens per prompt; rows that stop early are filled up with the pad token."""
         width = max(len(prompt.ids) for prompt in prompts)
         pad = _pad_id(self.tokenizer)
         shared = _shared_prefix([prompt.ids for prompt in prompts])
@@ -94,19 +117,14 @@ class Generator:
                 input_ids=torch.tensor(rows, device=self.model.device),  # (B, width)
                 attention_mask=torch.tensor(masks, device=self.model.device),
                 past_key_values=self._computed(prompts[0].ids[:shared], copies=len(prompts)),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=limit,
                 do_sample=False,
                 eos_token_id=list(stops.ids),
                 pad_token_id=pad,
                 stopping_criteria=strings,
             )  # (B, width + new)
-        answers = [
-            _cut(self.tokenizer, prompt, row, stops, max_new_tokens)
-            for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)
-        ]
-        if self.prompt_style == "natural":
-            return answers
-        return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
+        new: list[list[int]] = output[:, width:].tolist()
+        return new
 
     def _computed(self, ids: Sequence[int], *, copies: int) -> DynamicCache:
         """Keys and values of a prefix, computed once and repeated for every row; empty for an empty prefix."""

@@ -73,6 +73,14 @@ def test_a_shared_prefix_changes_no_token(folder):
         assert answer == expected
 
 
+def test_rows_that_go_on_alone_write_what_they_would_have_written(generator, monkeypatch):
+    prompts = [generator.prompt(record, ()) for record in RECORDS]
+    monkeypatch.setattr(generate, "FIRST_TOKENS", 2)
+    for prompt, answer in zip(prompts, generator.answer(prompts, max_new_tokens=9), strict=True):
+        new = one_by_one(generator, prompt, 9)
+        assert answer == generate._cut(generator.tokenizer, prompt, new, generator.stops, 9)
+
+
 @pytest.mark.parametrize(
     ("rows", "shared"), [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[5]], 0), ([[1], [2]], 0)]
 )
