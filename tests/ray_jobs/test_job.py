@@ -38,13 +38,22 @@ def head(tmp_path_factory):
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     port, dashboard = free_port(), free_port()
     command = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    command += ["--block", "--disable-usage-stats", f"--temp-dir={Path('/tmp') / secrets.token_hex(4)}"]
+    # two clusters on one machine must not share the port on which the agent takes jobs
+    command += [
+        f"--dashboard-agent-listen-port={free_port()}",
+        "--block",
+        "--disable-usage-stats",
+        f"--temp-dir={Path('/tmp') / secrets.token_hex(4)}",
+    ]
     log = folder / "head.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait(lambda: _listens(dashboard) and "Ray runtime started" in log.read_text(), 120, log)
+        # the agent that runs jobs starts after the dashboard answers
+        trial = [RAY, "job", "submit", "--no-wait", "--address", address, "--", "true"]
+        _wait(lambda: subprocess.run(trial, env=environment, capture_output=True).returncode == 0, 180, log)
         yield environment, address
     finally:
         process.terminate()
