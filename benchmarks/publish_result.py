@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 EXAMPLES = "## Worst examples"  # the first section of the report that quotes records
-LEFT_OUT = ("examples", "items", "provenance", "loss_curve")
+LEFT_OUT = ("worst", "examples", "items", "provenance", "loss_curve")
 
 
 def publish(run: Path, out: Path) -> None:

@@ -29,7 +29,8 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = os.environ.get("RAY_ADDRESS", LOCAL)
     started: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if address == LOCAL else {}
-    previous = os.umask(0o077)  # Ray writes its access token with the default mask, readable by everybody
+    # Ray writes its access token readable by everybody: a private folder shuts the moment until it is protected
+    _token_path().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **started)
     except (ConnectionError, ValueError) as error:
@@ -38,8 +39,6 @@ def connected() -> Iterator[None]:
             wanted="`auto` on a node of a running cluster, or host:port of its head (jobs take the http address)",
             fix="start one with `ray start --head`, or unset RAY_ADDRESS to use this machine",
         ) from None
-    finally:
-        os.umask(previous)
     _protect_token()
     try:
         yield
@@ -47,9 +46,13 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+
+
 def _protect_token() -> None:
     """An access token that others can read gives them the cluster: take their right away."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    token = _token_path()
     if token.is_file() and token.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         with contextlib.suppress(PermissionError):
             token.chmod(0o600)
