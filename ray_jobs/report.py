@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from evaluation.compare import compare
 from evaluation.comparison import Entry
@@ -62,6 +63,26 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         processes=os.cpu_count(),
     )
     return out
+
+
+def summary(folder: Path) -> str:
+    """The headline and every metric of a report, for a terminal."""
+    results = json.loads((folder / "results.json").read_text())
+    models = results["models"]
+    names = [metric["name"] for metric in results["metrics"]]
+    width = max(len(name) for name in names)
+    lines = [" " * width + "".join(f"  {model['label']:>24}" for model in models)]
+    for name in names:
+        cells = [model["metrics"].get(name) for model in models]
+        lines.append(f"{name:<{width}}" + "".join(f"  {_cell(cell):>24}" for cell in cells))
+    return "\n".join([results["headline"], "", *lines])
+
+
+def _cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    low, high = entry["ci95"]
+    return f"{entry['mean']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:

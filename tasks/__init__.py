@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "fulltune.tasks"
 
 _BUILT_IN = {
     "viggo": "tasks.viggo:TASK",
+    "sql_create_context": "tasks.sql_create_context:TASK",
     "gsm8k": "tasks.gsm8k:TASK",
 }
 

@@ -59,6 +59,6 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
     except RunEnded as error:
         print(error, file=sys.stderr)
         return 1
-    print((folder / "report.md").read_text().split("\n## ")[0].strip())
+    print(report.summary(folder))
     print(f"\nreport: {folder / 'report.html'}")
     return 0
