@@ -118,13 +118,20 @@ class Engine:
 def build(config: RunConfig, model_dir: Path, *, num_workers: int) -> Engine:
     """Loads the model (partitioned while it loads under ZeRO-3) and hands it to DeepSpeed."""
     complete = ds_settings.complete(config, num_workers=num_workers)
-    # must be alive before from_pretrained, or every worker materialises the whole model
-    partitioned = HfDeepSpeedConfig(complete) if ds_settings.stage(complete) == 3 else None
-    model = load_model(config, model_dir)
+    model, partitioned = load_for(config, complete, model_dir)
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, config, complete), config=complete, dist_init_required=False
     )
     return Engine(wrapped, max_grad_norm=config.train.max_grad_norm, world=num_workers, keep_alive=partitioned)
+
+
+def load_for(config: RunConfig, complete: dict[str, Any], model_dir: Path) -> tuple[Any, object]:
+    """The model, partitioned while it loads under ZeRO-3, and what must be kept alive for as long as it trains."""
+    # DeepSpeed takes over the process group that is there; before that, zero.Init believes in a single worker
+    deepspeed.init_distributed(dist_backend=device.backend(use_gpu=config.ray.use_gpu), verbose=False)
+    # must be alive before from_pretrained, or every worker materialises the whole model
+    partitioned = HfDeepSpeedConfig(complete) if ds_settings.stage(complete) == 3 else None
+    return load_model(config, model_dir), partitioned
 
 
 def load_model(config: RunConfig, model_dir: Path) -> Any:

@@ -79,13 +79,11 @@ def case_matrix(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
 
 def case_partitioned(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
     """What a worker holds of each parameter right after `from_pretrained`, before DeepSpeed's engine exists."""
-    from transformers.integrations import HfDeepSpeedConfig
-
     from fulltune.engine import core, settings
 
     run = run_config(arguments, deepspeed="zero3")
-    keep = HfDeepSpeedConfig(settings.complete(run, num_workers=workers.size))
-    model = core.load_model(run, Path(arguments["model"]))
+    complete = settings.complete(run, num_workers=workers.size)
+    model, keep = core.load_for(run, complete, Path(arguments["model"]))
     parameters = list(model.parameters())
     return {
         "alive": keep is not None,

@@ -12,6 +12,7 @@ import tasks
 from fulltune import data
 from fulltune import export as exporting
 from fulltune import tokenizer as tok
+from tasks.base import UserError
 
 TASK = tasks.get("viggo")
 
@@ -21,8 +22,13 @@ def published(matrix, tiny, name, monkeypatch):
     folder = matrix.folders[name]
     if not (folder / exporting.HF_FILES).exists():
         exporting.keep_model_files(tiny.model, folder)
-    monkeypatch.setattr("fulltune.checkpoint.verify", lambda _: {})
+    _as_checkpoint(folder, monkeypatch)
     return folder
+
+
+def _as_checkpoint(folder, monkeypatch):
+    (folder / "manifest.json").write_text('{"files": {}}')
+    monkeypatch.setattr("fulltune.checkpoint.verify", lambda _: {})
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -72,9 +78,21 @@ def test_tied_embeddings_are_written_once(tiny_tied, launch, tmp_path, monkeypat
         "matrix", 1, base=tiny_tied.base, model=tiny_tied.model, tokens=tiny_tied.tokens, out=out, runs=runs, steps=2
     )
     exporting.keep_model_files(tiny_tied.model, out / "tied")
-    monkeypatch.setattr("fulltune.checkpoint.verify", lambda _: {})
+    _as_checkpoint(out / "tied", monkeypatch)
     folder = exporting.export(out / "tied", tmp_path / "hf", TASK, dtype="float32", card="")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     whole = torch.load(out / "tied" / "whole.pt", weights_only=True)
     assert torch.equal(model.get_output_embeddings().weight, whole["model.embed_tokens.weight"])
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(matrix, tiny, tmp_path, monkeypatch):
+    source = published(matrix, tiny, "zero2-2w", monkeypatch)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="was not written by an export"):
+        exporting.export(source, tmp_path / "hf", TASK, dtype="float32", card="")
+    assert (tmp_path / "hf" / "thesis.txt").read_text() == "mine"
+    out = exporting.export(source, tmp_path / "own", TASK, dtype="float32", card="first")
+    exporting.export(source, tmp_path / "own", TASK, dtype="float32", card="second")
+    assert (out / "README.md").read_text() == "second"
