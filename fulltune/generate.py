@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class Stops:
     strings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Generator:
     """A loaded model with its tokenizer; prompts are natural language or the task's structured format."""
 
@@ -70,7 +71,7 @@ class Generator:
         ids = tok.encode_prompt(self.tokenizer, self.task, record)
         return Prompt(record.id, [*before, *ids[len(tok.bos_ids(self.tokenizer)) :]] if before else ids)
 
-    @property
+    @cached_property  # asked for every row of every batch, and a vocabulary is large
     def stops(self) -> Stops:
         """The task's stop token where the vocabulary has it, and every EOS; strings for natural prompts."""
         own = self.model.generation_config.eos_token_id
