@@ -81,6 +81,18 @@ class Generator:
         strings = self.task.baseline_stop if self.prompt_style == "natural" else tuple(filter(None, [self.task.stop]))
         return Stops(tuple(sorted(ids)), strings)
 
+    def log_likelihood(self, record: Record, answer: str) -> float:
+        """Mean log-probability per token of `answer` after the natural prompt without shots; -inf for no answer."""
+        prompt = self.prompt(record, ()).ids
+        answer_ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        if not answer_ids:
+            return float("-inf")
+        ids = torch.tensor([[*prompt, *answer_ids]], device=self.model.device)  # (1, T)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, logits_to_keep=len(answer_ids) + 1).logits[0, :-1]  # (A, vocabulary)
+        chosen = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None])  # (A, 1)
+        return float(chosen.mean())
+
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
         """Greedy answers of one batch, in the order of the prompts.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fulltune.train import StepDone, Validated
+from fulltune.validation import Outcome
 
 FILE = "metrics.jsonl"
 
@@ -42,8 +44,28 @@ class MetricsLog:
         """A validation loss; the line has `valid_loss` and no `loss`."""
         self._write({"step": event.step, "valid_loss": event.loss, "attempt": self.attempt})
 
+    def outcome(self, outcome: Outcome) -> None:
+        """A validation by the task's metric; it comes some steps after the step that it is about."""
+        self._write(outcome_line(outcome) | {"attempt": self.attempt})
+
     def _write(self, line: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(line) + "\n")
+        self._handle.write(json.dumps(line | {"time": round(time.time(), 3)}) + "\n")
+
+
+def outcome_line(outcome: Outcome) -> dict[str, Any]:
+    """`{"step", "validation": {metric: mean}}`, or why there are no metrics."""
+    told: dict[str, Any] = outcome.metrics if outcome.status == "done" else {outcome.status: outcome.why}
+    times = {"validation_started": outcome.started, "validation_ended": outcome.ended}
+    return {"step": outcome.step, "validation": told, "validation_rows": outcome.n} | times
+
+
+def add_outcomes(run: Path, outcomes: Iterable[Outcome]) -> None:
+    """Appends the outcomes that came in after the workers had ended."""
+    known = {line["step"] for line in read(run) if "validation" in line}
+    with (run / FILE).open("a", encoding="utf-8") as handle:
+        for outcome in outcomes:
+            if outcome.step not in known:
+                handle.write(json.dumps(outcome_line(outcome)) + "\n")
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:

@@ -105,10 +105,12 @@ class Schedule:
     total_steps: int
     save_every: int | None
     validate_every: int | None
+    save_when_validating: bool = False  # where a checkpoint is what is validated
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""
-        return step == self.total_steps or (self.save_every is not None and step % self.save_every == 0)
+        due = self.save_every is not None and step % self.save_every == 0
+        return due or step == self.total_steps or (self.save_when_validating and self.validates(step))
 
     def validates(self, step: int) -> bool:
         """Whether the validation loss is taken after this step."""

@@ -21,7 +21,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 1), (3, 2)]
     assert lines[0]["tokens_per_s"] == 200.0
     wanted = {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "padded_tokens", "tokens_per_s", "mfu"}
-    assert wanted | {"epoch", "attempt"} == set(lines[0])
+    assert wanted | {"epoch", "attempt", "time"} == set(lines[0])
 
 
 def test_only_every_nth_step_is_logged(tmp_path):
