@@ -147,7 +147,7 @@ class Client:
                 self._pause(attempt, fault)
             if self.halt.is_set():
                 raise Stopped("the run was ended")
-            outcome = self._attempt(chat, key, attempt)
+            outcome = self._attempt(chat, key)
             if isinstance(outcome, Reply):
                 return outcome
             fault = outcome
@@ -165,11 +165,11 @@ class Client:
             raise Stopped(f"the endpoint asks to wait {fault.retry_after_s:,.0f} s ({fault.message})")
         (self.wait or self.halt.wait)(self.policy.wait_s(failures, fault.retry_after_s))
 
-    def _attempt(self, chat: Chat, key: str, attempt: int) -> Reply | _Fault:
+    def _attempt(self, chat: Chat, key: str) -> Reply | _Fault:
         """One request, from its opening in the ledger to its closing."""
         _connected(self.endpoint)
         ceiling = self.price.ceiling(chat) if self.price else None
-        call = self.ledger.begin(key, purpose=self.purpose, attempt=attempt, ceiling=ceiling)
+        call = self.ledger.begin(key, purpose=self.purpose, ceiling=ceiling)
         started = time.perf_counter()
         fault: _Fault | None = _Fault("interrupted", "the request was interrupted", charged=None)
         usage = cost = None

@@ -28,7 +28,7 @@ FILE = "calls.sqlite"
 _SCHEMA = 1
 _TABLES = """
 CREATE TABLE calls (
-    id INTEGER PRIMARY KEY, run TEXT NOT NULL, purpose TEXT NOT NULL, key TEXT NOT NULL, attempt INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, run TEXT NOT NULL, purpose TEXT NOT NULL, key TEXT NOT NULL,
     started TEXT NOT NULL, state TEXT NOT NULL, fault TEXT, ceiling INTEGER, cost INTEGER,
     prompt_tokens INTEGER, completion_tokens INTEGER, latency_s REAL
 );
@@ -114,7 +114,7 @@ class Ledger:
         fields = json.loads(row[0])
         return Reply(**fields | {"usage": Usage(**fields["usage"]) if fields["usage"] else None})
 
-    def begin(self, key: str, *, purpose: str, attempt: int, ceiling: int | None) -> int:
+    def begin(self, key: str, *, purpose: str, ceiling: int | None) -> int:
         """Open a call before its request is sent; returns its number.
 
         Waits while only calls under way stand between this one and the budget: they mostly cost less than they could.
@@ -135,9 +135,8 @@ class Ledger:
                 )
             with self._db:
                 cursor = self._db.execute(
-                    "INSERT INTO calls (run, purpose, key, attempt, started, state, ceiling) "
-                    "VALUES (?, ?, ?, ?, ?, 'sent', ?)",
-                    (self.run, purpose, key, attempt, _now(), ceiling),
+                    "INSERT INTO calls (run, purpose, key, started, state, ceiling) VALUES (?, ?, ?, ?, 'sent', ?)",
+                    (self.run, purpose, key, _now(), ceiling),
                 )
             call = int(cursor.lastrowid or 0)
             self._requests += 1
@@ -182,14 +181,14 @@ class Ledger:
         """What the run has come to so far, or one purpose of it."""
         with self._changed:
             rows = self._db.execute(
-                "SELECT state, fault, attempt, ceiling, cost, prompt_tokens, completion_tokens FROM calls "
+                "SELECT state, fault, key, ceiling, cost, prompt_tokens, completion_tokens FROM calls "
                 "WHERE run = ? AND (? IS NULL OR purpose = ?)",
                 (self.run, purpose, purpose),
             ).fetchall()
         faults = Counter(fault for _, fault, *_ in rows if fault)
         return Totals(
             calls=len(rows),
-            retries=sum(attempt > 0 for _, _, attempt, *_ in rows),
+            retries=len(rows) - len({key for _, _, key, *_ in rows}),
             answered=sum(state == "answered" for state, *_ in rows),
             faults=dict(sorted(faults.items())),
             lost=sum(state == "lost" for state, *_ in rows),
