@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 from urllib.parse import urlsplit, urlunsplit
 
 from tasks.base import UserError
@@ -167,7 +167,7 @@ def read_reply(raw: bytes, chat: Chat) -> Reply:
     if not isinstance(body, dict):
         raise Unusable("wrong_schema", f"a JSON {type(body).__name__} instead of an object")
     usage = _usage(body.get("usage"))
-    choices = body.get("choices")
+    choices: Any = body.get("choices")
     if not choices and body.get("error"):
         raise Unusable("error_in_body", str(body["error"])[:200], usage)
     if choices == []:
@@ -201,7 +201,7 @@ def _usage(value: Any) -> Usage | None:
     return Usage(prompt, completion, min(cached, prompt) if _count(cached) else 0)
 
 
-def _count(value: Any) -> bool:
+def _count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -11,8 +11,8 @@ apart. Nothing here knows of torch, Ray or DeepSpeed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tasks.grades import parse as parse_grade
@@ -237,6 +237,12 @@ class Task:
     def assisted_metrics(self) -> tuple[Metric, ...]:
         """What a judge or an extractor can add to `metrics`."""
         return tuple(way.metric for way in (self.rubric, self.extraction) if way is not None)
+
+    def with_assisted(self, names: Collection[str]) -> Task:
+        """The task with those of its assisted metrics that are named; a headline one is then the first of all."""
+        found = [metric for metric in self.assisted_metrics if metric.name in names]
+        first, last = [m for m in found if m.headline], [m for m in found if not m.headline]
+        return replace(self, metrics=(*first, *self.metrics, *last))
 
     def metric(self, name: str) -> Metric:
         """The metric of that name; KeyError if the task has none."""

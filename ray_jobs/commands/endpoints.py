@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.base import UserError
+from tasks.base import Task, UserError
 
 if TYPE_CHECKING:
     from evaluation.chat import Endpoint
-    from evaluation.ledger import Budget
+    from evaluation.judge import Reader
+    from evaluation.ledger import Budget, Ledger
 
 CACHE = Path.home() / ".cache" / "fulltune" / "api"
 
@@ -26,6 +30,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--omit", default="", help="parameters that the model does not take: temperature,stop,seed")
     options.add_argument("--cache", type=Path, default=CACHE, help=f"folder of answers and ledger ({CACHE})")
     options.add_argument("--prices", type=Path, help="YAML or JSON {model: {input, output}} in USD per million tokens")
+
+
+def add_readers(parser: argparse.ArgumentParser) -> None:
+    """Extractor and judge."""
+    options = parser.add_argument_group("measures that a language model takes part in")
+    for role, does in (("extractor", "finds the final answer"), ("judge", "grades answers by the task's rubric")):
+        options.add_argument(f"--{role}", metavar="openai:NAME", help=f"a model that {does}")
+        options.add_argument(f"--{role}-base-url", metavar="URL", help="of its API; default: OpenAI's own")
+    options.add_argument("--judge-repeats", type=int, default=1, help="ask the judge so often; shows its agreement")
+    options.add_argument("--judge-temperature", type=float, default=0.0, help="of the judge (0)")
+    add_options(parser)
+
+
+@contextmanager
+def readers(arguments: argparse.Namespace) -> Iterator[Callable[[Task], Callable[[str], Sequence[Reader]]]]:
+    """task -> label of a row -> its readers, all under the one budget of this command."""
+    roles = [role for role in ("extractor", "judge") if getattr(arguments, role)]
+    if not roles:
+        yield lambda task: lambda label: ()
+        return
+    from evaluation.ledger import Ledger
+
+    ledger = Ledger(arguments.cache, str(uuid.uuid4()), budget(arguments))
+    try:
+        yield lambda task: lambda label: [_reader(arguments, role, task, ledger, label) for role in roles]
+    finally:
+        ledger.close()
+
+
+def _reader(arguments: argparse.Namespace, role: str, task: Task, ledger: Ledger, label: str) -> Reader:
+    from evaluation import judge, prices
+    from evaluation.baselines import connect
+
+    where = endpoint(arguments, getattr(arguments, role), getattr(arguments, f"{role}_base_url"))
+    price = prices.find(where, arguments.prices)
+    client = connect(where, price, ledger, purpose=f"{role}: {label}", concurrency=arguments.concurrency)
+    if role == "extractor":
+        return judge.extracting(task, client)
+    return judge.judging(task, client, repeats=arguments.judge_repeats, temperature=arguments.judge_temperature)
 
 
 def endpoint(arguments: argparse.Namespace, model: str, base_url: str | None) -> Endpoint:
