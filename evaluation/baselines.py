@@ -47,6 +47,10 @@ class Stopped(Exception):
     """The run ended before all questions were asked; the same command goes on with the rest."""
 
 
+class _Halted(Exception):
+    """Not asked, because another question ended the run; that one says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Fault:
     """A request that brought no answer. `charged`: None where the server may have charged for it."""
@@ -104,7 +108,7 @@ class Client:
             for future in as_completed(asked):
                 outcome = self._outcome(future)
                 if isinstance(outcome, Exception):
-                    end = outcome if end is None or isinstance(outcome, UserError) else end
+                    end = outcome if end is None or isinstance(end, _Halted) else end
                     continue
                 yield from ((name, outcome) for name in asked[future])
                 in_a_row = in_a_row + 1 if isinstance(outcome, Unanswered) else 0
@@ -130,14 +134,19 @@ class Client:
         try:
             return future.result()
         except BudgetReached as error:
-            self.halt.set()
             return Stopped(f"budget: {error}")
-        except (Stopped, UserError) as error:
-            self.halt.set()
+        except (Stopped, UserError, _Halted) as error:
             return error
 
     def ask(self, chat: Chat) -> Reply | Unanswered:
         """Ask one question, as often as the policy says; raises as `ask_all`, and BudgetReached."""
+        try:
+            return self._ask(chat)
+        except Exception:
+            self.halt.set()  # before this thread takes the next question
+            raise
+
+    def _ask(self, chat: Chat) -> Reply | Unanswered:
         key = chat.key(self.endpoint)
         if known := self.ledger.answer(key):
             return known
@@ -146,7 +155,7 @@ class Client:
             if fault is not None:
                 self._pause(attempt, fault)
             if self.halt.is_set():
-                raise Stopped("the run was ended")
+                raise _Halted(key)
             outcome = self._attempt(chat, key)
             if isinstance(outcome, Reply):
                 return outcome
@@ -292,7 +301,12 @@ def _connected(endpoint: Endpoint) -> OpenAI:
             fix=f"export {endpoint.key_variable}=..., or name another variable with --api-key-env",
         )
     timeout = openai.Timeout(endpoint.timeout_s, connect=min(_CONNECT_S, endpoint.timeout_s))
-    web = openai.DefaultHttpxClient(timeout=timeout, trust_env=not endpoint.loopback)  # no proxy to this machine
+    web = openai.DefaultHttpxClient(
+        timeout=timeout,
+        trust_env=not endpoint.loopback,  # no proxy to this machine
+        verify=not endpoint.base_url.startswith("http://"),  # plain HTTP needs no certificates, which load slowly
+        follow_redirects=False,  # the key goes to the host that was named and to no other
+    )
     return openai.OpenAI(
         api_key=key or "none", base_url=endpoint.base_url, max_retries=0, timeout=timeout, http_client=web
     )

@@ -207,6 +207,9 @@ def _open(path: Path) -> sqlite3.Connection:
     """The database, made if it is new; other processes are waited for."""
     db = sqlite3.connect(path, timeout=60.0, check_same_thread=False)
     try:
+        # Whole after a kill at any point, and after a power cut but for its last seconds; waits for no disk.
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
         with db:
             db.execute("BEGIN IMMEDIATE")
             version = db.execute("PRAGMA user_version").fetchone()[0]
