@@ -57,7 +57,7 @@ class Totals:
         calls: requests sent, failed ones included; `retries` of them repeat an earlier one.
         answered: requests that brought an answer.
         faults: requests that did not, by kind.
-        lost: requests that were under way when the process was killed.
+        lost: requests that were under way, or about to be sent, when the process was killed.
         prompt_tokens, completion_tokens: as the server counted them.
         cost: picodollars of the requests whose cost is known.
         uncertain: the most that the others can have cost (no usage in the answer, dropped connections, lost ones).
