@@ -33,6 +33,7 @@ GIVE_UP_AFTER = 10  # questions in a row without an answer: the endpoint is down
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
 _PERHAPS_CHARGED = {408, 504}  # a gateway that lost patience says nothing about the model behind it
 _CONNECT_S = 20.0
+_NEVER_THERE = 2  # repeated attempts after which a server that never took a connection is called a wrong URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +161,13 @@ class Client:
             if isinstance(outcome, Reply):
                 return outcome
             fault = outcome
+            if fault.kind == "unreachable" and attempt >= _NEVER_THERE and not self.ledger.totals().answered:
+                raise UserError(
+                    got=f"{self.endpoint.public_url}: {fault.message}",
+                    wanted="an endpoint that takes connections",
+                    fix="check --base-url and that the server is up",
+                )
         assert fault is not None, "a policy has at least one attempt"
-        if fault.kind == "unreachable" and not self.ledger.totals().answered:
-            raise UserError(
-                got=f"{self.endpoint.public_url}: {fault.message}",
-                wanted="an endpoint that takes connections",
-                fix="check --base-url and that the server is up",
-            )
         return Unanswered(fault.kind, fault.message)
 
     def _pause(self, failures: int, fault: _Fault) -> None:

@@ -60,7 +60,8 @@ class Endpoint:
     def public_url(self) -> str:
         """The URL without user, password and query: what may be written to files."""
         parts = urlsplit(self.base_url)
-        place = self.host if parts.port is None else f"{self.host}:{parts.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        place = host if parts.port is None else f"{host}:{parts.port}"
         return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", ""))
 
 

@@ -25,7 +25,7 @@ class Policy:
         jitter: a number in [0, 1), so that threads that failed together do not come back together.
     """
 
-    attempts: int = 6
+    attempts: int = 8
     first_s: float = 1.0
     longest_s: float = 60.0
     patience_s: float = 300.0
