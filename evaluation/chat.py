@@ -94,11 +94,11 @@ class Chat:
     repeat: int = 0
 
     def body(self, to: Endpoint) -> dict[str, Any]:
-        """The JSON body of the request."""
+        """The JSON body of the request; lone surrogates, which UTF-8 cannot hold, become question marks."""
         limit = "max_completion_tokens" if to.host.endswith(_NEW_LIMIT_HOSTS) else "max_tokens"
         fields: dict[str, Any] = {
             "model": to.model,
-            "messages": [{"role": "user", "content": self.prompt}],
+            "messages": [{"role": "user", "content": self.prompt.encode(errors="replace").decode()}],
             "temperature": self.temperature,
             limit: self.max_tokens,
         }

@@ -199,7 +199,10 @@ def _judged(reader: Reader, record: Record, outcome: Reply | Unanswered | None) 
         return None, outcome.declined
     if outcome.finish_reason == "length":
         return None, "truncated"  # it may have weighed a grade it would not have given
-    value = reader.value(record, outcome.text)
+    try:
+        value = reader.value(record, outcome.text)
+    except Exception as error:
+        raise RuntimeError(f"{reader.metric.name}: the reader of {record.id!r} failed: {error!r}") from error
     return value, "unreadable" if value is None else None
 
 

@@ -48,10 +48,8 @@ def answered(out: Path, identity: Mapping[str, Any]) -> dict[str, Prediction]:
             wanted="a new file, or one that this command began",
             fix="choose another --out or delete the file",
         )
-    raw = out.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        out.write_bytes(whole)
+    with out.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
     return dict(read_predictions(out).by_id)
 
 

@@ -398,6 +398,22 @@ def test_a_stop_text_is_cut_off_where_the_server_ignores_it(start: Start) -> Non
     assert api.server.seen[0].body["stop"] == ["\nQuestion:", "###"]
 
 
+def test_a_prompt_that_utf8_cannot_hold_is_asked(start: Start) -> None:
+    api = start()
+    (found,) = api.ask("a\ud800b").values()
+    assert isinstance(found, Reply)
+    assert api.server.seen[0].prompt == "a?b"
+
+
+def test_a_redirect_is_not_followed_with_the_key(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
+    other = start()
+    api = start(otherwise=server.status(307, location=f"{other.server.url}/chat/completions"))
+    with pytest.raises(UserError, match="307"):
+        api.ask()
+    assert other.server.seen == []
+
+
 # --- budget
 
 ONE = bill("abc")

@@ -118,6 +118,17 @@ def test_a_budget_stops_cleanly_and_more_of_it_goes_on(tmp_path: Path) -> None:
     assert list(read_predictions(wanted.out).by_id) == [record.id for record in RECORDS]
 
 
+def test_a_torn_last_line_is_cut_off_and_answered_from_the_cache(tmp_path: Path) -> None:
+    with serve() as state:
+        wanted = request(state, tmp_path)
+        run(wanted)
+        whole = wanted.out.read_bytes()
+        wanted.out.write_bytes(whole[:-20])
+        assert run(wanted).complete
+        assert len(state.seen) == N
+    assert wanted.out.read_bytes() == whole
+
+
 def test_unanswered_records_are_missing_and_asked_again(tmp_path: Path) -> None:
     with serve(dict.fromkeys(range(3), server.status(500))) as state:
         wanted = request(state, tmp_path, concurrency=1)
