@@ -9,13 +9,13 @@ on task, split and source, loads the references and calls `compare`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation import jsonl
-from evaluation.compare import compare
+from evaluation.compare import Readers, compare, no_readers
 from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
 from tasks import sources
@@ -64,10 +64,12 @@ def compare_paths(
     limit: int | None = None,
     title: str | None = None,
     processes: int | None = None,
+    readers: Callable[[Task], Readers] = lambda task: no_readers,
 ) -> dict[str, Any]:
     """`fulltune compare`: resolve the paths, load the references, compare; returns the content of results.json.
 
-    What is not given is taken from the folders; without a split there either it is "test".
+    What is not given is taken from the folders; without a split there either it is "test". `readers` gives the judge
+    and the extractor once the task is known.
 
     Raises:
         UserError: a path that holds no predictions, rows of different tasks or splits, or no task or source anywhere.
@@ -92,6 +94,7 @@ def compare_paths(
         limit=limit,
         processes=processes,
         spec=spec,
+        readers=readers(plugin),
     )
 
 

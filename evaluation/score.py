@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Scores:
         missing, duplicates, unknown, truncated: counts of predictions (missing ones count as empty answers).
         warnings: what a reader of the figures must know, in words.
         items: one score per record, in the order of the references.
+        assisted: metric -> how a judge or an extractor came to it: model, version, failures, calls, cost.
+        readings: metric -> per item what the judge or extractor replied.
     """
 
     task: str
@@ -52,9 +54,12 @@ class Scores:
     truncated: int = 0
     warnings: tuple[str, ...] = ()
     items: tuple[ItemScore, ...] = ()
+    assisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    readings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """metrics.json."""
+        """metrics.json; `assisted` only where a judge or an extractor has run."""
+        assisted = {"assisted": {name: dict(facts) for name, facts in self.assisted.items()}} if self.assisted else {}
         return {
             "task": self.task,
             "task_version": self.task_version,
@@ -63,6 +68,7 @@ class Scores:
             "missing": self.missing,
             "duplicates": self.duplicates,
             "errors": dict(self.errors),
+            **assisted,
         }
 
 
@@ -155,10 +161,15 @@ def count_errors(task: Task, items: Iterable[ItemScore]) -> dict[str, int]:
 
 
 def write_scores(out: Path, scores: Scores) -> None:
-    """Write scores.jsonl, then metrics.json: whoever finds the second finds the first whole."""
+    """Write scores.jsonl, readings.jsonl if there are any, then metrics.json: whoever finds that finds them whole."""
     with jsonl.atomic(out / "scores.jsonl") as file:
         for item in scores.items:
             file.write(jsonl.dump(item.as_json()) + "\n")
+    (out / "readings.jsonl").unlink(missing_ok=True)
+    if scores.readings:
+        with jsonl.atomic(out / "readings.jsonl") as file:
+            for name, readings in scores.readings.items():
+                file.writelines(jsonl.dump({"metric": name, **reading}) + "\n" for reading in readings)
     jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
 
 

@@ -44,6 +44,9 @@ def _show(arguments: argparse.Namespace) -> None:
     _section("baseline prompt", task.baseline_prompt(record, records["train"][1 : 1 + arguments.shots]))
     _section("the reference, scored", f"{dict(score.metrics)}\n{score.why}")
     _section("metrics", "\n".join(f"{m.name:<20} {m.meaning}" for m in task.metrics))
+    if task.assisted_metrics:
+        lines = (f"{m.name:<20} {m.meaning}" for m in task.assisted_metrics)
+        _section("metrics that need --extractor or --judge", "\n".join(lines))
     _section("error categories", "\n".join(f"{name:<20} {text}" for name, text in task.errors.items()))
 
 
