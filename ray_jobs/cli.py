@@ -24,7 +24,8 @@ COMMANDS = {
     "score": ("ray_jobs.commands.score", "score a predictions file against references"),
     "compare": ("ray_jobs.commands.compare", "the report over runs or predictions files"),
     "try": ("ray_jobs.commands.try_model", "type an input; see the prompt, the raw output and the parsed answer"),
-    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one with a rendered example"),
+    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one: texts, scores, data facts, leaks"),
+    "new-task": ("ray_jobs.commands.new_task", "write a task file, its fixture and its test, which pass as they are"),
 }
 
 

@@ -8,7 +8,6 @@ The same schema serves our model, a base model with k shots and an API model, so
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,8 @@ import tasks
 from fulltune import device, model
 from fulltune.config import ModelConfig
 from tasks.base import Record, Task, UserError
+from tasks.shots import pick
 from tasks.sources import load
-
-SHOT_SEED = 17  # which training rows serve as worked examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +91,11 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
 
 
 def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[Record]:
-    """Worked examples from the training split, chosen by seed; none that the split to predict contains as well."""
+    """Worked examples from the training split, none of which the split to predict contains as well."""
     if not request.shots:
         return []
     train = load(task, "train", request.source, columns=dict(request.columns) or None)
-    asked = {task.structured_prompt(record) for record in records}
-    pool = [record for record in train if task.structured_prompt(record) not in asked]
-    if len(pool) < request.shots:
-        raise UserError(
-            got=f"{len(pool)} training rows that are not in split {request.split!r}",
-            wanted=f"{request.shots} worked examples",
-            fix="lower --shots",
-        )
-    return random.Random(SHOT_SEED).sample(pool, request.shots)
+    return pick(task, train, records, request.shots)
 
 
 def _model_folder(request: Request) -> Path:

@@ -25,7 +25,8 @@ from tasks.base import Completion, HubSource, Metric, Published, Record, Score, 
 from tasks.sql.blog import execution_blog
 from tasks.sql.extraction import Reading, readings
 from tasks.sql.normalise import normal_form
-from tasks.sql.query import Fault, Query, read_in_context
+from tasks.sql.query import Fault, Query, is_query, read_in_context
+from tasks.sql.schema import read_schema
 from tasks.sql.suite import Suite, Verdict, compare, suite_of
 from tasks.sql.use import use_of
 from tasks.sql.values import domains, type_conflict
@@ -200,7 +201,13 @@ def _short(text: str, most: int = 500) -> str:
 
 def accepts(record: Record) -> bool:
     """Whether the reference of this row is a query: a row without one is of no use for scoring."""
-    return not isinstance(read_in_context(reference(record), str(record["context"])), Fault)
+    return is_query(reference(record), str(record["context"]))
+
+
+def label(record: Record) -> str:
+    """How many tables the context has."""
+    tables = len(read_schema(str(record["context"])).tables)
+    return f"{tables} table" + "s" * (tables != 1)
 
 
 def carve(fields: Mapping[str, Any]) -> str:
@@ -252,5 +259,6 @@ TASK = Task(
     generate=generate,
     carve=carve,
     accepts=accepts,
+    label=label,
     published=PUBLISHED,
 )
