@@ -1,7 +1,8 @@
 """Predictions -> scores.jsonl and metrics.json: every record of the references gets exactly one score.
 
-Stands between predict and compare. Records are streamed in order; a slow task (SQL execution) is spread over
-processes, a quick one stays in this process, and the figures are the same either way. What a metric means is the
+Stands between predict and compare. Records are streamed in order and their scores written as they come, so memory
+grows with the ids and the figures, not with the texts; a slow task (SQL execution) is spread over processes, a quick
+one stays in this process, and the figures are the same either way. What a metric means is the
 task's business: this module pairs, counts, averages and says how sure the average is.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,13 +20,11 @@ from typing import Any
 
 from evaluation import jsonl
 from evaluation.intervals import Estimate, estimate
-from evaluation.pool import ItemScore, TaskSpec, score_pairs
-from evaluation.predictions import Predictions, match, read_predictions
-from tasks.base import Completion, Record, Task, UserError
+from evaluation.pool import ItemScore, Pair, TaskSpec, score_pairs
+from evaluation.predictions import Matching, Predictions, indexed_predictions
+from tasks.base import Record, Task, UserError
 
 log = logging.getLogger(__name__)
-
-_EMPTY = Completion(text="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Scores:
         errors: error category -> count, in the task's order.
         missing, duplicates, unknown, truncated: counts of predictions (missing ones count as empty answers).
         warnings: what a reader of the figures must know, in words.
-        items: one score per record, in the order of the references.
+        items: one score per record, in the order of the references; empty where they were only written.
     """
 
     task: str
@@ -75,8 +75,9 @@ def score(
     processes: int | None = None,
     spec: TaskSpec | None = None,
     out: Path | None = None,
+    keep_items: bool = True,
 ) -> Scores:
-    """Score the predictions of one model.
+    """Score the predictions of one model; records are taken one by one and scores written as they come.
 
     Args:
         task: whose scorer and metrics are used.
@@ -86,80 +87,96 @@ def score(
         processes: how many score; None means one per CPU. The result does not depend on it.
         spec: how another process finds `task`; None: by its name and options.
         out: folder that gets scores.jsonl and metrics.json.
+        keep_items: False leaves `Scores.items` empty, for callers that need the figures and files alone.
 
     Raises:
         UserError: no records, an id twice in the references, or no prediction that belongs to them.
     """
-    scored, known = _split(records, limit)
-    matched = match(predictions, [record.id for record in scored], known, task.version)
+    matching, tally = Matching(predictions, task.version), Tally(task)
+    items: list[ItemScore] = []
+    with _item_writer(out) as write:
+        for item in score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec):
+            tally.add(item)
+            write(item)
+            if keep_items:
+                items.append(item)
+        matched = matching.result()
     for warning in matched.warnings:
         log.warning("%s: %s", predictions.name, warning)
-    by_id = predictions.by_id
-    pairs = ((record, by_id[record.id].as_completion() if record.id in by_id else _EMPTY) for record in scored)
-    items = tuple(score_pairs(task, pairs, processes=processes, spec=spec))
     scores = Scores(
         task=task.name,
         task_version=task.version,
-        n=len(items),
-        metrics=summarise(task, items),
-        errors=count_errors(task, items),
+        n=tally.n,
+        metrics=tally.metrics(),
+        errors=tally.errors(),
         missing=matched.missing,
         duplicates=predictions.duplicates,
         unknown=matched.unknown,
         truncated=matched.truncated,
         warnings=matched.warnings,
-        items=items,
+        items=tuple(items),
     )
     if out is not None:
-        write_scores(out, scores)
+        jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
     return scores
 
 
 def score_file(task: Task, records: Iterable[Record], path: Path, **options: Any) -> Scores:
-    """`score` for a predictions.jsonl; `options` as there."""
-    return score(task, records, read_predictions(path), **options)
+    """`score` for a predictions.jsonl, whose completions stay in the file; `options` as there."""
+    with indexed_predictions(path) as predictions:
+        return score(task, records, predictions, **options)
 
 
-def _split(records: Iterable[Record], limit: int | None) -> tuple[list[Record], set[str]]:
-    """The records to score and the ids of all."""
+def _pairs(records: Iterable[Record], matching: Matching, limit: int | None) -> Iterator[Pair]:
+    """The records to score with their completions; those beyond the limit are counted and not scored."""
     if limit is not None and limit < 1:
         raise UserError(got=f"limit {limit}", wanted="a whole number above 0", fix="leave it out to score all records")
     rows = iter(records)
-    scored = list(islice(rows, limit))
-    known: set[str] = set()
-    for identity in (record.id for group in (scored, rows) for record in group):
-        if identity in known:
-            raise UserError(got=f"references hold the id {identity!r} twice", wanted="unique ids", fix="rename one row")
-        known.add(identity)
-    if not scored:
-        raise UserError(got="no references", wanted="at least one record", fix="check --references and --split")
-    return scored, known
+    for record in islice(rows, limit):
+        yield record, matching.completion(record.id)
+    for record in rows:
+        matching.know(record.id)
 
 
-def summarise(task: Task, items: Iterable[ItemScore]) -> dict[str, Estimate]:
-    """Mean and interval per metric, in the task's order; an item without a metric does not count towards it."""
-    columns = {name: array("d") for name in task.metric_names}
-    for item in items:
-        for name, value in item.metrics.items():
-            if name not in columns:
-                raise ValueError(f"task {task.name!r} scored {name!r}, which is not among its metrics {list(columns)}")
-            columns[name].append(value)
-    return {metric.name: estimate(columns[metric.name], metric.kind) for metric in task.metrics}
-
-
-def count_errors(task: Task, items: Iterable[ItemScore]) -> dict[str, int]:
-    """Items per error category, in the task's order; categories that did not occur are left out."""
-    counts = Counter(item.error for item in items if item.error is not None)
-    order = {name: place for place, name in enumerate(task.errors)}
-    return {name: counts[name] for name in sorted(counts, key=lambda name: (order.get(name, len(order)), name))}
-
-
-def write_scores(out: Path, scores: Scores) -> None:
-    """Write scores.jsonl, then metrics.json: whoever finds the second finds the first whole."""
+@contextmanager
+def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
+    """A function that writes one line of scores.jsonl; the file appears when the block ends well."""
+    if out is None:
+        yield lambda item: None
+        return
     with jsonl.atomic(out / "scores.jsonl") as file:
-        for item in scores.items:
-            file.write(jsonl.dump(item.as_json()) + "\n")
-    jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
+        yield lambda item: file.write(jsonl.dump(item.as_json()) + "\n")
+
+
+class Tally:
+    """Adds up scores item by item: eight bytes per item and metric."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._columns = {name: array("d") for name in task.metric_names}
+        self._errors: Counter[str] = Counter()
+        self.n = 0
+
+    def add(self, item: ItemScore) -> None:
+        """Count one item; an item without a metric does not count towards it."""
+        self.n += 1
+        if item.error is not None:
+            self._errors[item.error] += 1
+        for name, value in item.metrics.items():
+            if name not in self._columns:
+                known = list(self._columns)
+                raise ValueError(f"task {self._task.name!r} scored {name!r}, which is not among its metrics {known}")
+            self._columns[name].append(value)
+
+    def metrics(self) -> dict[str, Estimate]:
+        """Mean and interval per metric, in the task's order."""
+        return {metric.name: estimate(self._columns[metric.name], metric.kind) for metric in self._task.metrics}
+
+    def errors(self) -> dict[str, int]:
+        """Items per error category, in the task's order; categories that did not occur are left out."""
+        order = {name: place for place, name in enumerate(self._task.errors)}
+        names = sorted(self._errors, key=lambda name: (order.get(name, len(order)), name))
+        return {name: self._errors[name] for name in names}
 
 
 def read_items(path: Path) -> Iterator[ItemScore]:

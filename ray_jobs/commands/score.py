@@ -26,18 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Scores, and prints the table or the JSON."""
     import tasks
+    from evaluation.pool import TaskSpec
     from evaluation.score import score_file
-    from tasks.sources import read_references
+    from tasks.sources import iterate_references
 
     task = tasks.get(arguments.task)
-    records = read_references(task, arguments.references, split=arguments.split)
     scores = score_file(
         task,
-        records,
+        iterate_references(task, arguments.references, split=arguments.split),
         arguments.predictions,
         limit=arguments.limit,
         processes=arguments.processes,
+        spec=TaskSpec(arguments.task),
         out=arguments.out,
+        keep_items=False,
     )
     result = scores.as_json()
     if arguments.json:

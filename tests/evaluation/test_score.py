@@ -10,8 +10,8 @@ import pytest
 from evaluation import pool
 from evaluation.pool import ItemScore, TaskSpec
 from evaluation.predictions import Prediction, Predictions, write_predictions
-from evaluation.score import count_errors, read_items, score, score_file, summarise
-from tasks.base import Metric, Record, Score, Task, UserError
+from evaluation.score import Tally, read_items, score, score_file
+from tasks.base import Completion, Metric, Record, Score, Task, UserError
 
 
 @pytest.fixture
@@ -111,19 +111,51 @@ def test_no_references_are_refused(fake_task: Task, answers: Predictions) -> Non
 
 def test_a_metric_the_task_does_not_declare_is_a_bug_of_the_task(fake_task: Task) -> None:
     with pytest.raises(ValueError, match="'surprise', which is not among its metrics"):
-        summarise(fake_task, [ItemScore("a", {"surprise": 1.0}, None, None, "")])
+        Tally(fake_task).add(ItemScore("a", {"surprise": 1.0}, None, None, ""))
 
 
 def test_categories_stand_in_the_tasks_order_and_absent_ones_are_left_out(fake_task: Task) -> None:
     items = [ItemScore(str(i), {}, None, error, "") for i, error in enumerate(["wrong", "new", None, "empty", "wrong"])]
-    assert list(count_errors(fake_task, items).items()) == [("empty", 1), ("wrong", 2), ("new", 1)]
+    tally = Tally(fake_task)
+    for item in items:
+        tally.add(item)
+    assert list(tally.errors().items()) == [("empty", 1), ("wrong", 2), ("new", 1)]
 
 
 def test_nothing_is_written_when_scoring_fails(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
     given = Predictions("p", {words[0].id: Prediction(words[0].id, "crash")})
     with pytest.raises(RuntimeError, match="failed on"):
         score(fake_task, words, given, out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_predictions_of_other_records_write_nothing(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none of 1 ids is in the references"):
+        score(fake_task, words, Predictions("p", {"x": Prediction("x", "y")}), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_references_are_taken_one_by_one_and_items_need_not_be_kept(
+    fake_task: Task, many: list[Record], tmp_path: Path
+) -> None:
+    taken: list[str] = []
+    scored: list[str] = []
+
+    def stream() -> Iterator[Record]:
+        for record in many:
+            taken.append(record.id)
+            yield record
+
+    def watched(record: Record, completion: Completion) -> Score:
+        scored.append(record.id)
+        assert taken[-1] == record.id, "a record was read before the one before it was scored"
+        return fake_task.score(record, completion)
+
+    write_predictions(tmp_path / "p.jsonl", [Prediction(r.id, fake_task.reference(r)) for r in many])
+    task = replace(fake_task, score=watched)
+    found = score_file(task, stream(), tmp_path / "p.jsonl", processes=1, out=tmp_path, keep_items=False)
+    assert (found.items, found.n, found.metrics["correct"].mean) == ((), 120, 1.0)
+    assert [item.id for item in read_items(tmp_path / "scores.jsonl")] == scored == taken
 
 
 def test_what_a_parser_returns_is_written_as_json(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
