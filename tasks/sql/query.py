@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlglot import exp
 from sqlglot.dialects.dialect import NormalizationStrategy
@@ -23,6 +23,7 @@ from sqlglot.dialects.sqlite import SQLite
 from sqlglot.errors import ErrorLevel, SqlglotError
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.parsers.mysql import MySQLParser
+from sqlglot.schema import MappingSchema
 from sqlglot.tokenizer_core import Token, TokenType
 
 from tasks.sql.schema import Schema, read_schema
@@ -243,7 +244,7 @@ def _resolved(text: str, tree: exp.Query, schema: Schema) -> Query:
     qualified = None
     if fault is None:
         try:
-            qualified = qualify(tree.copy(), schema=_as_dict(schema), dialect=DIALECT, quote_identifiers=False)
+            qualified = qualify(tree.copy(), schema=_mapping(schema), dialect=DIALECT, quote_identifiers=False)
         except (SqlglotError, ValueError, AttributeError, TypeError, KeyError) as error:
             fault = _unknown_column(tree, schema, error)
     return Query(text, tree, qualified if isinstance(qualified, exp.Query) else None, fault, engine_sql)
@@ -262,8 +263,14 @@ def engine_text(tree: exp.Query) -> str:
     return _ENGINE.generate(tree, identify=True, comments=False, unsupported_level=ErrorLevel.IGNORE)
 
 
-def _as_dict(schema: Schema) -> dict[str, Any]:
-    return {table: dict(columns) for table, columns in schema.tables.items()}
+def _mapping(schema: Schema) -> MappingSchema:
+    return _mapping_of(tuple((table, tuple(columns.items())) for table, columns in schema.tables.items()))
+
+
+@lru_cache(maxsize=256)
+def _mapping_of(tables: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]) -> MappingSchema:
+    """The schema as sqlglot takes it, which is slow to make; its names are in lower case already."""
+    return MappingSchema({table: dict(columns) for table, columns in tables}, dialect=DIALECT, normalize=False)
 
 
 def _unknown_table(tree: exp.Query, schema: Schema) -> Fault | None:

@@ -142,7 +142,7 @@ _FRAMES = (
 
 
 def generate(split: str) -> Iterator[dict[str, str]]:
-    """Rows of source `bundled`; no sentence is in two splits, equal on every machine."""
+    """Rows of source `bundled`, the same everywhere; no sentence is in two splits."""
     chance, seen = random.Random(7), set[str]()
     for name, size in SIZES.items():
         end = len(seen) + size

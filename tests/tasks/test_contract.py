@@ -29,7 +29,7 @@ def sample(name: str) -> tuple[Task, tuple[Record, ...]]:
     task = tasks.get(name)
     if task.generate is None:
         return task, fixture(name).records
-    return task, tuple(record for split in SPLITS for record in load(task, split, "bundled", limit=200))
+    return task, tuple(record for split in SPLITS for record in load(task, split, "bundled", limit=80))
 
 
 @cache
