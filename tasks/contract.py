@@ -2,7 +2,8 @@
 
 Called by tests: for the built-in tasks by one contract test, for anybody's own task by the test that `fulltune
 new-task` writes. A rule looks at a task and some of its records and yields what is wrong, in words. What a task's
-answers are worth is pinned elsewhere, in `tasks.versions`.
+answers are worth is pinned elsewhere, in `tasks.versions`. Plain text (`kind="cpt"`) has no prompt and no answer, so
+the rules about them pass over it; so do they over a record without a reference where a judge has a rubric instead.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from itertools import islice
 
 from tasks.base import Completion, Record, Score, Task
 
-__all__ = ["RULES", "ContractError", "check_task", "faults_of_score"]
+__all__ = ["RULES", "ContractError", "check_task", "faults_of_score", "rules_for"]
 
 Rule = Callable[[Task, Sequence[Record]], Iterator[str]]
 
 SECONDS = 10  # of CPU for one answer, however hostile: a scorer that is not linear takes minutes for a megabyte
 _SOME = 20
+_MOST_FAULTS = 5  # of one rule: the same fault in every record is said often enough by then
 _MEGABYTE = 1_000_000
 _MOST_WHY = 2_000
 
@@ -58,7 +60,7 @@ def check_task(task: Task, records: Sequence[Record]) -> None:
     Raises:
         ContractError: some rule is broken, or there is no record to try the rules on.
     """
-    faults = [fault for rule in RULES for fault in islice(rule(task, records), 5)]
+    faults = [fault for rule in rules_for(task) for fault in islice(rule(task, records), _MOST_FAULTS)]
     if not records:
         faults.append("no records to check it on")
     if faults:
@@ -96,8 +98,8 @@ def declarations_agree(task: Task, _records: Sequence[Record]) -> Iterator[str]:
         "columns": not task.columns,
         "one-line description": not task.description or "\n" in task.description,
         "positive max_new_tokens": task.max_new_tokens <= 0,
-        "metric format_violation": "format_violation" not in task.metric_names,
-        "headline metric (or at most two)": not 1 <= sum(metric.headline for metric in task.metrics) <= 2,
+        "metric format_violation": task.kind == "sft" and "format_violation" not in task.metric_names,
+        "headline metric (or more than two)": not 1 <= sum(metric.headline for metric in task.metrics) <= 2,
         "meaning for every error": not all(task.errors.values()),
         "configure() for its options": bool(task.options) and task.configure is None,
         "special token that is the stop": bool(task.special_tokens) and task.stop not in task.special_tokens,
@@ -127,6 +129,8 @@ def published_rows_are_sourced(task: Task, _records: Sequence[Record]) -> Iterat
 def the_reference_is_right(task: Task, records: Sequence[Record]) -> Iterator[str]:
     """The gold answer gets the best value of every metric that can be good or bad."""
     for record in records:
+        if task.rubric is not None and not task.reference(record):
+            continue
         score = task.score(record, Completion(task.reference(record), "stop"))
         yield from _at(record, "the reference", faults_of_score(task, score))
         if score.error is not None:
@@ -190,7 +194,7 @@ def the_prompt_does_not_give_the_answer_away(task: Task, records: Sequence[Recor
     """The baseline prompt holds the references of its examples and not the record's own, and no special token."""
     shots = records[:3]
     answers = {task.reference(shot) for shot in shots}
-    for record in [record for record in records if task.reference(record) not in answers][:_SOME]:
+    for record in [record for record in records if task.reference(record) not in (*answers, "")][:_SOME]:
         prompt = rest = task.baseline_prompt(record, shots)
         for shot in shots:
             if task.reference(shot) not in prompt:
@@ -204,17 +208,25 @@ def the_prompt_does_not_give_the_answer_away(task: Task, records: Sequence[Recor
             yield f"{record.id}: the prompt is not the same twice, or not longer with examples than without"
 
 
-RULES: tuple[Rule, ...] = (
-    declarations_agree,
-    published_rows_are_sourced,
+_ANSWER_RULES: tuple[Rule, ...] = (
     the_reference_is_right,
     hostile_answers_are_scored,
     changed_answers_are_scored,
     an_empty_answer_breaks_the_form,
-    special_tokens_are_absent_from_the_data,
-    training_text_supervises_the_answer,
     the_prompt_does_not_give_the_answer_away,
 )
+RULES: tuple[Rule, ...] = (
+    declarations_agree,
+    published_rows_are_sourced,
+    special_tokens_are_absent_from_the_data,
+    training_text_supervises_the_answer,
+    *_ANSWER_RULES,
+)
+
+
+def rules_for(task: Task) -> tuple[Rule, ...]:
+    """The rules that apply to a task of this kind."""
+    return tuple(rule for rule in RULES if task.kind == "sft" or rule not in _ANSWER_RULES)
 
 
 def _tried(task: Task, record: Record, completion: Completion, case: str) -> Iterator[str]:
