@@ -1,5 +1,5 @@
-"""The plugin API is wide enough for tasks that look nothing like the built-in ones: several gold answers and a codec for
-line breaks, a choice out of a list without special tokens, a judge instead of a gold answer, and plain text."""
+"""The plugin API is wide enough for tasks that look nothing like the built-in ones: several gold answers and a codec
+for line breaks, a choice out of a list without special tokens, a judge instead of a gold answer, and plain text."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ SPANS = Task(
     version="1",
     description="a passage and a question -> a span of the passage",
     columns=("context", "question", "answers"),
-    special_tokens=("<NL>",),
-    stop="<NL>",
+    special_tokens=("<NL>", "<END>"),
+    stop="<END>",
     max_new_tokens=32,
-    render=lambda record: [*span_render(record), Segment("<NL>", loss=True)],
+    render=lambda record: [*span_render(record), Segment("<END>", loss=True)],
     reference=lambda record: str(record["answers"][0]),
     baseline_prompt=span_prompt,
     baseline_stop=("\n",),
@@ -75,10 +75,11 @@ SPANS = Task(
     encode_text=lambda text: text.replace("\n", "<NL>"),
     decode_text=lambda text: text.replace("<NL>", "\n"),
 )
+CITIES = {"福岡": "那珂川", "京都": "鴨川", "仙台": "広瀬川", "札幌": "豊平川"}
 SPAN_ROWS = [
-    Record(f"spans-test-{i}", {"context": f"{city}は{river}の川岸にある。", "question": "どこ?", "answers": [city, f"{city}市"]})
-    for i, (city, river) in enumerate([("福岡", "那珂川"), ("京都", "鴨川"), ("仙台", "広瀬川"), ("札幌", "豊平川")])
-]  # fmt: skip
+    Record(city, {"context": f"{city}は{river}の川岸にある。", "question": "どこ?", "answers": [city, f"{city}市"]})
+    for city, river in CITIES.items()
+]
 
 # --- a choice out of a list, plain text, the tokenizer's own end of text
 
@@ -170,7 +171,12 @@ PLAIN = replace(
 )
 PLAIN_ROWS = [Record(f"news-train-{i}", {"date": "2024-10-01", "text": f"記事{i}。"}) for i in range(3)]
 
-WIDE = {"spans": (SPANS, SPAN_ROWS), "choice": (CHOICE, CHOICE_ROWS), "judged": (JUDGED, JUDGED_ROWS), "plain": (PLAIN, PLAIN_ROWS)}  # fmt: skip
+WIDE = {
+    "spans": (SPANS, SPAN_ROWS),
+    "choice": (CHOICE, CHOICE_ROWS),
+    "judged": (JUDGED, JUDGED_ROWS),
+    "plain": (PLAIN, PLAIN_ROWS),
+}
 
 
 @pytest.mark.parametrize("name", WIDE)
