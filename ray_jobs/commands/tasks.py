@@ -112,6 +112,8 @@ def _load(task: Task, source: str, wanted: Sequence[str] | None) -> dict[str, Lo
         return {split: load_with_report(task, split, source) for split in sorted(set(wanted), key=SPLITS.index)}
     loaded: dict[str, Loaded] = {}
     for split in SPLITS:
+        if source != "bundled":
+            recipe.say(f"{task.name}: reading split {split} of {source}")
         try:
             loaded[split] = load_with_report(task, split, source)
         except UserError as error:
