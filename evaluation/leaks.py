@@ -88,7 +88,8 @@ class Overlap:
     answers: int
 
     def as_json(self) -> dict[str, Any]:
-        return {"split": self.split, "seen_in": self.seen_in, "rows": self.rows, **self.kinds, "answers": self.answers}
+        kinds = {str(kind): count for kind, count in self.kinds.items()}
+        return {"split": self.split, "seen_in": self.seen_in, "rows": self.rows, **kinds, "answers": self.answers}
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def test_a_task_of_an_installed_distribution(tmp_path: Path, monkeypatch: pytest
         "[fulltune.tasks]\nown = parcels.own:TASK\nsplit = parcels.own:NUMBER\n[other]\nelse = parcels.own:OTHER\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert tasks.names() == ("viggo", "sql_create_context", "gsm8k", "own", "split")
+    assert tasks.names()[-2:] == ("own", "split")
     assert tasks.get("own", size=4).description == "size 4"
     with pytest.raises(UserError, match="entry point split = parcels.own:NUMBER is a int"):
         tasks.get("split")
