@@ -42,6 +42,7 @@ class SplitFacts:
         origin: where its rows came from, in words.
         rows: that can be used.
         rejected: ids of rows that the task does not accept.
+        marked: ids of rows that hold one of the task's special tokens, which would end a question or answer early.
         duplicates: rows whose question stands in an earlier row of the split.
         contradictions: of those, the ones with another answer than the row before.
         lengths: what is measured -> its distribution; empty for a split without rows.
@@ -51,6 +52,7 @@ class SplitFacts:
     origin: str
     rows: int
     rejected: tuple[str, ...]
+    marked: tuple[str, ...]
     duplicates: int
     contradictions: int
     lengths: dict[str, Lengths]
@@ -70,6 +72,7 @@ def facts_of(task: Task, loaded: Loaded) -> SplitFacts:
         origin=loaded.report.origin,
         rows=len(records),
         rejected=loaded.report.rejected,
+        marked=tuple(record.id for record in records if _is_marked(task, record)),
         duplicates=duplicates,
         contradictions=contradictions,
         lengths={
@@ -82,6 +85,11 @@ def facts_of(task: Task, loaded: Loaded) -> SplitFacts:
         else {},
         labels=_labels(task, records),
     )
+
+
+def _is_marked(task: Task, record: Record) -> bool:
+    texts = [str(record[column]) for column in task.columns]
+    return any(token in text for token in task.special_tokens for text in texts)
 
 
 def _repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[int, int]:

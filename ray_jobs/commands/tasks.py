@@ -166,6 +166,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['rows']:,} rows; {len(rejected)} not usable" + (f", for instance {rejected[0]}" if rejected else ""),
         f"{facts['duplicates']:,} repeat an earlier question, {facts['contradictions']:,} of them with another answer",
     ]
+    if facts["marked"]:
+        lines.append(f"{len(facts['marked']):,} hold a special token of the task, for instance {facts['marked'][0]}")
     if facts["lengths"]:
         lines.append("smallest / median / 95 % / 99 % / largest")
     for what, lengths in facts["lengths"].items():

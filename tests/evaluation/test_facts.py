@@ -40,6 +40,10 @@ def test_labels_come_by_frequency_and_the_rest_in_one(fake_task: Task) -> None:
     assert sum(labels.values()) == len(words) + 3
 
 
+def test_rows_that_hold_a_special_token_are_named(fake_task: Task) -> None:
+    assert facts_of(fake_task, loaded("abc", "x<A>", "<Q")).marked == ("backwards-train-1",)
+
+
 def test_a_split_without_rows_has_no_lengths(fake_task: Task) -> None:
     assert facts_of(fake_task, loaded()).lengths == {}
 
