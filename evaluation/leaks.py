@@ -19,7 +19,7 @@ import os.path
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -235,7 +235,7 @@ def _compared(asked: _Texts, seen: _Texts, seen_in: str) -> Iterator[Leak]:
         yield Leak(str(identity), kind, seen_in, seen.ids[source], share, same)
 
 
-def _shares(asked: _Texts, seen: _Texts) -> tuple[npt.NDArray[np.float64], Any]:
+def _shares(asked: _Texts, seen: _Texts) -> tuple[npt.NDArray[np.float64], Callable[[int], int]]:
     """Share of every row's 8-grams that `seen` has, (n,), and a function row -> the row of `seen` most like it."""
     known, first = np.unique(seen.grams, return_index=True)  # (k,), (k,)
     places = np.searchsorted(known, asked.grams)  # (g,)

@@ -43,7 +43,8 @@ FORMAT_ERRORS = frozenset({"empty", "truncated", "not_pairs", "unknown_key"})
 def render(record: Record) -> tuple[Segment, ...]:
     """Training text: the question without loss, then the answer and the stop token."""
     question = f"{START_Q}{record['text']}{END_Q}{START_A}"
-    return Segment(question, loss=False), Segment(f"{record['facts']}{END_A}", loss=True)
+    answer = f"{record['facts']}{END_A}"
+    return Segment(question, loss=False), Segment(answer, loss=True)
 
 
 def reference(record: Record) -> str:
@@ -67,7 +68,7 @@ def score(record: Record, completion: Completion) -> Score:
     """Judge one answer. Never raises, whatever the model wrote."""
     wanted, found = parse(reference(record)) or {}, parse(completion.text)
     error, why = _verdict(wanted, found, completion)
-    right = sum(found.get(key) == value for key, value in wanted.items()) if found else 0
+    right = sum((found or {}).get(key) == value for key, value in wanted.items())
     metrics = {
         "facts": float(error is None),
         "pairs": right / max(1, len(wanted)),
