@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,7 +19,7 @@ from evaluation.comparison import Comparison, Entry, Model, Pair, Role, Tokens, 
 from evaluation.paired import holm, paired_test
 from evaluation.pool import ItemScore, TaskSpec, score_pair
 from evaluation.predictions import Prediction, read_predictions
-from evaluation.score import Scores, Tally, read_items, score
+from evaluation.score import Scores, count_errors, read_items, score, summarise
 from tasks.base import Completion, Metric, Record, Task, UserError
 
 _TUNED_WORDS = {"tuned", "finetuned", "ft", "sft"}
@@ -223,18 +224,8 @@ def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: i
 
 
 def _recount(task: Task, items: tuple[ItemScore, ...], *, missing: int, warnings: tuple[str, ...]) -> Scores:
-    tally = Tally(task)
-    for item in items:
-        tally.add(item)
-    errors = tally.errors()
-    return Scores(
-        task=task.name,
-        task_version=task.version,
-        n=tally.n,
-        metrics=tally.metrics(),
-        errors=errors,
-        missing=missing,
-        truncated=errors.get("truncated", 0),
-        warnings=warnings,
-        items=items,
+    errors = count_errors(task, items)
+    blank = Scores(task=task.name, task_version=task.version, n=len(items), metrics=summarise(task, items), errors={})
+    return replace(
+        blank, errors=errors, missing=missing, truncated=errors.get("truncated", 0), warnings=warnings, items=items
     )

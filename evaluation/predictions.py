@@ -70,11 +70,13 @@ class Matched:
     """How predictions met the references: counts for the report and `warnings` in words.
 
     Attributes:
+        scored: records that are scored.
         missing: scored records without a prediction.
         unknown: predictions that belong to no record of the references, scored or not.
         truncated: scored predictions that were cut off by the token limit.
     """
 
+    scored: int
     missing: int
     unknown: int
     truncated: int
@@ -197,7 +199,7 @@ class Matching:
         if not self._found:
             raise _no_match(self._predictions, self._known)
         unknown = len(self._predictions.by_id) - self._found
-        return Matched(self._missing, unknown, self._truncated, tuple(self._warnings(unknown)))
+        return Matched(self._scored, self._missing, unknown, self._truncated, tuple(self._warnings(unknown)))
 
     def _warnings(self, unknown: int) -> Iterator[str]:
         if self._predictions.duplicates:

@@ -1,8 +1,7 @@
 """Predictions -> scores.jsonl and metrics.json: every record of the references gets exactly one score.
 
-Stands between predict and compare. Records are streamed in order and their scores written as they come, so memory
-grows with the ids and the figures, not with the texts; a slow task (SQL execution) is spread over processes, a quick
-one stays in this process, and the figures are the same either way. What a metric means is the
+Stands between predict and compare. Records are streamed in order; a slow task (SQL execution) is spread over
+processes, a quick one stays in this process, and the figures are the same either way. What a metric means is the
 task's business: this module pairs, counts, averages and says how sure the average is.
 """
 
@@ -75,9 +74,8 @@ def score(
     processes: int | None = None,
     spec: TaskSpec | None = None,
     out: Path | None = None,
-    keep_items: bool = True,
 ) -> Scores:
-    """Score the predictions of one model; records are taken one by one and scores written as they come.
+    """Score the predictions of one model.
 
     Args:
         task: whose scorer and metrics are used.
@@ -87,44 +85,47 @@ def score(
         processes: how many score; None means one per CPU. The result does not depend on it.
         spec: how another process finds `task`; None: by its name and options.
         out: folder that gets scores.jsonl and metrics.json.
-        keep_items: False leaves `Scores.items` empty, for callers that need the figures and files alone.
 
     Raises:
         UserError: no records, an id twice in the references, or no prediction that belongs to them.
     """
-    matching, tally = Matching(predictions, task.version), Tally(task)
-    items: list[ItemScore] = []
-    with _item_writer(out) as write:
-        for item in score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec):
-            tally.add(item)
-            write(item)
-            if keep_items:
-                items.append(item)
-        matched = matching.result()
-    for warning in matched.warnings:
-        log.warning("%s: %s", predictions.name, warning)
-    scores = Scores(
-        task=task.name,
-        task_version=task.version,
-        n=tally.n,
-        metrics=tally.metrics(),
-        errors=tally.errors(),
-        missing=matched.missing,
-        duplicates=predictions.duplicates,
-        unknown=matched.unknown,
-        truncated=matched.truncated,
-        warnings=matched.warnings,
-        items=tuple(items),
-    )
+    matching = Matching(predictions, task.version)
+    items = tuple(score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec))
+    scores = _scores(task, predictions, matching, summarise(task, items), count_errors(task, items), items)
     if out is not None:
-        jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
+        write_scores(out, scores)
     return scores
 
 
-def score_file(task: Task, records: Iterable[Record], path: Path, **options: Any) -> Scores:
-    """`score` for a predictions.jsonl, whose completions stay in the file; `options` as there."""
-    with indexed_predictions(path) as predictions:
-        return score(task, records, predictions, **options)
+def score_file(
+    task: Task,
+    records: Iterable[Record],
+    path: Path,
+    *,
+    limit: int | None = None,
+    processes: int | None = None,
+    spec: TaskSpec | None = None,
+    out: Path | None = None,
+) -> Scores:
+    """`score` for a predictions.jsonl of any length: what is in memory are ids and figures.
+
+    Completions stay in the file until their record comes, scores are written as they come, and `Scores.items` is empty.
+    """
+    errors: Counter[str] = Counter()
+    with indexed_predictions(path) as predictions, _item_writer(out) as write:
+        matching = Matching(predictions, task.version)
+
+        def passing() -> Iterator[ItemScore]:
+            for item in score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec):
+                write(item)
+                errors.update([item.error] if item.error is not None else ())
+                yield item
+
+        metrics = summarise(task, passing())
+        scores = _scores(task, predictions, matching, metrics, _in_order(task, errors), ())
+    if out is not None:
+        _write_metrics(out, scores)
+    return scores
 
 
 def _pairs(records: Iterable[Record], matching: Matching, limit: int | None) -> Iterator[Pair]:
@@ -138,6 +139,61 @@ def _pairs(records: Iterable[Record], matching: Matching, limit: int | None) -> 
         matching.know(record.id)
 
 
+def _scores(
+    task: Task,
+    predictions: Predictions,
+    matching: Matching,
+    metrics: Mapping[str, Estimate],
+    errors: Mapping[str, int],
+    items: tuple[ItemScore, ...],
+) -> Scores:
+    matched = matching.result()
+    for warning in matched.warnings:
+        log.warning("%s: %s", predictions.name, warning)
+    return Scores(
+        task=task.name,
+        task_version=task.version,
+        n=matched.scored,
+        metrics=metrics,
+        errors=errors,
+        missing=matched.missing,
+        duplicates=predictions.duplicates,
+        unknown=matched.unknown,
+        truncated=matched.truncated,
+        warnings=matched.warnings,
+        items=items,
+    )
+
+
+def summarise(task: Task, items: Iterable[ItemScore]) -> dict[str, Estimate]:
+    """Mean and interval per metric, in the task's order; an item without a metric does not count towards it."""
+    columns = {name: array("d") for name in task.metric_names}
+    for item in items:
+        for name, value in item.metrics.items():
+            if name not in columns:
+                raise ValueError(f"task {task.name!r} scored {name!r}, which is not among its metrics {list(columns)}")
+            columns[name].append(value)
+    return {metric.name: estimate(columns[metric.name], metric.kind) for metric in task.metrics}
+
+
+def count_errors(task: Task, items: Iterable[ItemScore]) -> dict[str, int]:
+    """Items per error category, in the task's order; categories that did not occur are left out."""
+    return _in_order(task, Counter(item.error for item in items if item.error is not None))
+
+
+def _in_order(task: Task, counts: Mapping[str, int]) -> dict[str, int]:
+    order = {name: place for place, name in enumerate(task.errors)}
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (order.get(name, len(order)), name))}
+
+
+def write_scores(out: Path, scores: Scores) -> None:
+    """Write scores.jsonl, then metrics.json: whoever finds the second finds the first whole."""
+    with _item_writer(out) as write:
+        for item in scores.items:
+            write(item)
+    _write_metrics(out, scores)
+
+
 @contextmanager
 def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
     """A function that writes one line of scores.jsonl; the file appears when the block ends well."""
@@ -148,35 +204,8 @@ def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
         yield lambda item: file.write(jsonl.dump(item.as_json()) + "\n")
 
 
-class Tally:
-    """Adds up scores item by item: eight bytes per item and metric."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._columns = {name: array("d") for name in task.metric_names}
-        self._errors: Counter[str] = Counter()
-        self.n = 0
-
-    def add(self, item: ItemScore) -> None:
-        """Count one item; an item without a metric does not count towards it."""
-        self.n += 1
-        if item.error is not None:
-            self._errors[item.error] += 1
-        for name, value in item.metrics.items():
-            if name not in self._columns:
-                known = list(self._columns)
-                raise ValueError(f"task {self._task.name!r} scored {name!r}, which is not among its metrics {known}")
-            self._columns[name].append(value)
-
-    def metrics(self) -> dict[str, Estimate]:
-        """Mean and interval per metric, in the task's order."""
-        return {metric.name: estimate(self._columns[metric.name], metric.kind) for metric in self._task.metrics}
-
-    def errors(self) -> dict[str, int]:
-        """Items per error category, in the task's order; categories that did not occur are left out."""
-        order = {name: place for place, name in enumerate(self._task.errors)}
-        names = sorted(self._errors, key=lambda name: (order.get(name, len(order)), name))
-        return {name: self._errors[name] for name in names}
+def _write_metrics(out: Path, scores: Scores) -> None:
+    jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
 
 
 def read_items(path: Path) -> Iterator[ItemScore]:

@@ -91,11 +91,11 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
 
 
 def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[Record]:
-    """Worked examples from the training split, none of which the split to predict contains as well."""
+    """Worked examples from the training split, chosen by seed; none that the split to predict contains as well."""
     if not request.shots:
         return []
     train = load(task, "train", request.source, columns=dict(request.columns) or None)
-    return pick(task, train, records, request.shots)
+    return pick(task, request.shots, train, records)
 
 
 def _model_folder(request: Request) -> Path:

@@ -1,7 +1,4 @@
-"""Chooses the worked examples of a few-shot prompt: the same ones wherever a task is prompted or shown.
-
-Stands between `tasks.sources.load` and `task.baseline_prompt`.
-"""
+"""Worked examples for few-shot prompts: chosen by seed from the training rows, never one that is asked as well."""
 
 from __future__ import annotations
 
@@ -10,21 +7,21 @@ from collections.abc import Sequence
 
 from tasks.base import Record, Task, UserError
 
-SHOT_SEED = 17  # which training rows serve as worked examples
+SEED = 17  # which training rows serve as worked examples
 
 
-def pick(task: Task, train: Sequence[Record], asked: Sequence[Record], count: int) -> list[Record]:
-    """`count` training records, chosen by seed; none whose question is asked as well.
+def pick(task: Task, count: int, train: Sequence[Record], asked: Sequence[Record]) -> list[Record]:
+    """`count` training rows, none of whose inputs is among those that are asked.
 
     Raises:
-        UserError: fewer than `count` such records.
+        UserError: there are not that many.
     """
-    questions = {task.structured_prompt(record) for record in asked} if count else set()
-    pool = [record for record in train if task.structured_prompt(record) not in questions] if count else []
+    inputs = {task.structured_prompt(record) for record in asked}
+    pool = [record for record in train if task.structured_prompt(record) not in inputs]
     if len(pool) < count:
         raise UserError(
-            got=f"{len(pool)} training rows that are not asked as well",
+            got=f"{len(pool)} training rows that are not among the rows to predict",
             wanted=f"{count} worked examples",
             fix="lower --shots",
         )
-    return random.Random(SHOT_SEED).sample(pool, count)
+    return random.Random(SEED).sample(pool, count)

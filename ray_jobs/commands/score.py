@@ -39,7 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         spec=TaskSpec(arguments.task),
         out=arguments.out,
-        keep_items=False,
     )
     result = scores.as_json()
     if arguments.json:

@@ -83,7 +83,7 @@ def _described(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
         )
     records = next(iter(splits.values()))
     shots = {
-        split: pick(task, splits["train"], rows, arguments.shots)
+        split: pick(task, arguments.shots, splits["train"], rows)
         for split, rows in splits.items()
         if "train" in splits and split != "train"
     }
@@ -93,7 +93,7 @@ def _described(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
         "version": task.version,
         "description": task.description,
         "source": arguments.source,
-        **_sample(task, records, pick(task, records, records[:1], min(arguments.shots, len(records) - 1))),
+        **_sample(task, records, pick(task, min(arguments.shots, len(records) - 1), records, records[:1])),
         "metrics": {metric.name: metric.meaning for metric in task.metrics},
         "errors": dict(task.errors),
         "splits": {split: facts_of(task, one).as_json() for split, one in loaded.items()},
