@@ -37,7 +37,7 @@ class Scores:
         errors: error category -> count, in the task's order.
         missing, duplicates, unknown, truncated: counts of predictions (missing ones count as empty answers).
         warnings: what a reader of the figures must know, in words.
-        items: one score per record, in the order of the references; empty where they were only written.
+        items: one score per record, in the order of the references.
     """
 
     task: str
@@ -124,8 +124,18 @@ def score_file(
         metrics = summarise(task, passing())
         scores = _scores(task, predictions, matching, metrics, _in_order(task, errors), ())
     if out is not None:
-        _write_metrics(out, scores)
+        jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
     return scores
+
+
+@contextmanager
+def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
+    """A function that writes one line of scores.jsonl; the file appears when the block ends well."""
+    if out is None:
+        yield lambda item: None
+        return
+    with jsonl.atomic(out / "scores.jsonl") as file:
+        yield lambda item: file.write(jsonl.dump(item.as_json()) + "\n")
 
 
 def _pairs(records: Iterable[Record], matching: Matching, limit: int | None) -> Iterator[Pair]:
@@ -188,23 +198,9 @@ def _in_order(task: Task, counts: Mapping[str, int]) -> dict[str, int]:
 
 def write_scores(out: Path, scores: Scores) -> None:
     """Write scores.jsonl, then metrics.json: whoever finds the second finds the first whole."""
-    with _item_writer(out) as write:
-        for item in scores.items:
-            write(item)
-    _write_metrics(out, scores)
-
-
-@contextmanager
-def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
-    """A function that writes one line of scores.jsonl; the file appears when the block ends well."""
-    if out is None:
-        yield lambda item: None
-        return
     with jsonl.atomic(out / "scores.jsonl") as file:
-        yield lambda item: file.write(jsonl.dump(item.as_json()) + "\n")
-
-
-def _write_metrics(out: Path, scores: Scores) -> None:
+        for item in scores.items:
+            file.write(jsonl.dump(item.as_json()) + "\n")
     jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
 
 
