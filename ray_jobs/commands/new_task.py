@@ -30,10 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
             wanted="a name whose files are not there yet; nothing was written",
             fix="choose another name or --dir, or remove the file",
         )
-    for template, path in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_rendered(template.read_text(encoding="utf-8"), name, files), encoding="utf-8")
-        print(path)
+    try:
+        for template, path in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_rendered(template.read_text(encoding="utf-8"), name, files), encoding="utf-8")
+            print(path)
+    except OSError as error:
+        raise UserError(
+            got=f"--dir {folder}: {error.strerror}", wanted="a folder that can be written", fix="choose another --dir"
+        ) from error
     recipe.say(_next_steps(name, files))
     return 0
 

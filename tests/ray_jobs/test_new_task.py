@@ -96,6 +96,13 @@ def test_nothing_is_overwritten(tmp_path: Path, taken: str, capsys: pytest.Captu
     assert (tmp_path / taken).read_text() == "precious"
 
 
+def test_a_folder_that_is_none_is_a_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert main(["new-task", "mine", "--dir", str(tmp_path / "file")]) == 2
+    assert "a folder that can be written" in capsys.readouterr().err
+    assert files(tmp_path) == {"file"}
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
