@@ -7,6 +7,7 @@ Nothing heavy is imported before a command is known, so `fulltune --help` answer
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,7 +26,8 @@ COMMANDS = {
     "compare": ("ray_jobs.commands.compare", "the report over runs or predictions files"),
     "probe": ("ray_jobs.commands.probe", "is fine-tuning promising? a base model's few-shot curve and two answers"),
     "try": ("ray_jobs.commands.try_model", "type an input; see the prompt, the raw output and the parsed answer"),
-    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one with a rendered example"),
+    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one: texts, scores, data facts, leaks"),
+    "new-task": ("ray_jobs.commands.new_task", "write a task file, its fixture and its test, which pass as they are"),
 }
 
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
