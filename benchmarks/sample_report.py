@@ -1,6 +1,6 @@
-"""A report over scripted answers to the bundled ViGGO records: every section, any size, no model and no data set needed.
+"""A report over scripted answers to the bundled ViGGO records: every section, any size, without a model or data set.
 
-    python -m benchmarks.sample_report OUT [--items 500] [--rows 11]
+    python -m benchmarks.sample_report OUT [--items 500] [--rows 12]
 
 The answers are gold ones that a seeded script spoils at a stated rate (another order, a value lost, prose around the
 function ...): input for looking at the page and for timing it. They say nothing about any model.

@@ -1,6 +1,6 @@
 """Line charts with intervals as coordinates: what the page draws as inline SVG, in its own colours and fonts.
 
-Called by report for the few-shot and the learning curve. Coordinates are those of a WIDTH x HEIGHT view box, y downward.
+Called by report for the few-shot and the learning curve. Coordinates are those of a 360 x 220 view box, y downward.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from math import log2
 from evaluation.series import Curve, Point
 from tasks.base import Metric
 
-WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 40, 348, 10, 184
 MIN_GAP = 26  # between the labels of two places, so that they do not overlap
 

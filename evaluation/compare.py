@@ -78,7 +78,7 @@ def compare(
         source=source,
         split=split,
         limit=limit,
-        leaks=leaks or {},
+        leaks=leaks,
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
@@ -97,10 +97,10 @@ def measure(
     source: str | None,
     split: str | None,
     limit: int | None,
-    leaks: Mapping[str, str],
-    usd_per_worker_hour: float | None,
     processes: int | None,
     spec: TaskSpec | None,
+    leaks: Mapping[str, str] | None = None,
+    usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
     _check_labels(entries)
@@ -111,7 +111,7 @@ def measure(
     others = [row for row in rows if row is not subject]
     texts = examples.texts(task, records[:limit])
     ranking = examples.worst_first(task, subject, others)
-    flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks}
+    flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks} if leaks else {}
     usages = {row.label: row.usage for row in others}
     return Comparison(
         title=title,

@@ -35,8 +35,8 @@ class Entry:
         note: the setting in a few words ("8 shots, natural prompt").
         details: how the answers were made, printed as they are. Read from it: `role` ("tuned", "base", "other"; else
             the label decides), `shots`, `prompt`, `model`, `setting`, `seed` and `training_rows` (which rows belong
-            together), `seconds` and `workers` of the prediction, `cost_usd` of all answers, `worker_hours` of the
-            tuning. Single predictions may hold `latency_s` and `cost_usd`.
+            together), `seconds` and `workers` of the prediction, `answers_cost_usd`, `worker_hours` of the tuning.
+            Single predictions may hold `latency_s` and `cost_usd`.
     """
 
     label: str

@@ -62,7 +62,7 @@ class Economy:
 
 
 def usage(details: Mapping[str, Any], answers: Sequence[Prediction], usd_per_worker_hour: float | None) -> Usage:
-    """The averages of one model's predictions; `details` may hold `seconds`, `workers` and `cost_usd` of them all."""
+    """The averages of one model's predictions; `details` may hold facts of them all."""
     prompts = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     written = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
     latencies = _numbers(answers, "latency_s")
@@ -88,7 +88,7 @@ def _cost(
         return 1000.0 * fmean(charged), "ledger"
     if not answers:
         return None, None
-    total = number(details.get("cost_usd"))
+    total = number(details.get("answers_cost_usd"))
     if total is not None:
         return 1000.0 * total / len(answers), "ledger"
     seconds, workers = number(details.get("seconds")), number(details.get("workers"))

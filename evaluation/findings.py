@@ -42,13 +42,16 @@ class Findings:
     worse: tuple[Verdict, ...]
 
 
-def findings(comparison: Comparison) -> list[Findings]:
-    """The subject against its base first, then against every other row that is not a base."""
-    others = [model for model in comparison.models if model is not comparison.subject]
+def rivals(comparison: Comparison) -> list[Model]:
+    """The rows that the subject is judged by: its base at its best, and every row that is neither base nor tuned."""
+    others = [model for model in comparison.models if model is not comparison.subject and model.role == "other"]
     base = comparison.base
-    wanted = [model for model in others if model is base] + [model for model in others if model.role == "other"]
-    unique = dict.fromkeys(model.label for model in wanted)
-    return [_against(comparison, model) for label in unique for model in others if model.label == label]
+    return [*([base] if base is not None else []), *(model for model in others if model is not base)]
+
+
+def findings(comparison: Comparison) -> list[Findings]:
+    """The subject against each of its rivals."""
+    return [_against(comparison, model) for model in rivals(comparison)]
 
 
 def _against(comparison: Comparison, other: Model) -> Findings:
@@ -95,7 +98,8 @@ def curve_sentence(curve: Curve, kind: str, comparison: Comparison) -> str:
         if first.x:
             return f"{name}: {_step(first, top, 'shots', metric, comparison)}."
         verdict = _step(first, top, "shots", metric, comparison)
-        return f"{name}: few-shot examples {_helps(first, top, metric, comparison)}: {verdict} (best of the settings)."
+        helps = _helps(first, top, metric, comparison)
+        return f"{name}: few-shot examples {helps}; {verdict}, the best of the settings with examples."
     text = f"{name}: {_step(first, last, 'rows', metric, comparison)}"
     if len(curve.points) > 2:
         text += f"; at the end, {_step(curve.points[-2], last, 'rows', metric, comparison)}"

@@ -23,8 +23,6 @@ from tasks.base import Metric, Published
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SENTENCES = 12  # tests told in words; all of them stand in the table
-
 # (lenient, strict, what the strict one asks for): the gap is what form costs an answer that is right in substance.
 STRICTNESS = (
     ("attributes", "attributes_ordered", "the attributes in the order of precedence"),
@@ -148,9 +146,12 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     task = comparison.task
     headline = [metric for metric in task.metrics if metric.headline] or [comparison.metric]
     steps = plots.losses(comparison.loss_curve)
-    leading = {metric.name for metric in headline}
-    subject = comparison.subject.label
-    main = [p for p in comparison.pairs if p.metric in leading and subject in (p.a, p.b)][:SENTENCES]
+    main = [
+        pair
+        for metric in headline
+        for rival in findings.rivals(comparison)
+        if (pair := comparison.pair(metric.name, comparison.subject.label, rival.label)) is not None
+    ]
     return {
         "c": comparison,
         "columns": columns(comparison),
