@@ -25,6 +25,8 @@ from tasks.base import Record, Task, UserError
 
 log = logging.getLogger(__name__)
 
+READINGS = "readings.jsonl"  # what a judge or an extractor replied; none may stay of an earlier scoring
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -130,6 +132,7 @@ def score_file(
         metrics = summarise(task, passing())
         scores = _scores(task, predictions, matching, metrics, _in_order(task, errors), ())
     if out is not None:
+        (out / READINGS).unlink(missing_ok=True)
         jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
     return scores
 
@@ -207,9 +210,9 @@ def write_scores(out: Path, scores: Scores) -> None:
     with jsonl.atomic(out / "scores.jsonl") as file:
         for item in scores.items:
             file.write(jsonl.dump(item.as_json()) + "\n")
-    (out / "readings.jsonl").unlink(missing_ok=True)
+    (out / READINGS).unlink(missing_ok=True)
     if scores.readings:
-        with jsonl.atomic(out / "readings.jsonl") as file:
+        with jsonl.atomic(out / READINGS) as file:
             for name, readings in scores.readings.items():
                 file.writelines(jsonl.dump({"metric": name, **reading}) + "\n" for reading in readings)
     jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
