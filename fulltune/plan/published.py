@@ -16,8 +16,9 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import get_type_hints
 
-from fulltune.plan.flops import MatrixProducts, StepFlops, of_shape, step_flops
+from fulltune.plan.flops import StepFlops, head_weights, linear_weights, step_flops
 from fulltune.plan.shape import ModelShape
+from fulltune.plan.shape import of as shape_of
 
 DATA_PARALLEL = ("dp", "fsdp", "hsdp", "zero3")
 LINKS = ("nvlink", "rdma-400", "rdma-800", "rdma-1600", "rdma-3200")  # Gbit/s between nodes of eight GPUs
@@ -89,59 +90,65 @@ def _value(text: str, kind: object) -> str | int | float | None:
     return int(text) if kind == int | None else float(text)
 
 
-def _mpt(layers: int, hidden: int, sequence_length: int) -> MatrixProducts:
-    """MosaicML's GPT: MLP of 4 x hidden without a gate, biases, learned positions, tied embeddings of 50,368 rows."""
-    head = 50368 * hidden
-    linear = layers * 12 * hidden * hidden
-    vectors = layers * 13 * hidden + 2 * hidden
-    return MatrixProducts(
-        layers=layers,
-        linear=linear,
-        head=head,
-        attention_width=hidden,
-        parameters=linear + vectors + head + sequence_length * hidden,
-    )
-
-
 _MPT = {"1b": (24, 2048), "3b": (32, 2560), "7b": (32, 4096), "13b": (40, 5120), "30b": (48, 7168), "70b": (80, 8192)}
 
 
-def _llama(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int) -> ModelShape:
+def _mpt(layers: int, hidden: int, positions: int) -> ModelShape:
+    """MosaicML's GPT: an MLP of 4 x hidden without a gate, biases everywhere, learned positions, tied embeddings."""
+    matrices, vectors = layers * 12 * hidden * hidden, layers * 13 * hidden + 2 * hidden
     return ModelShape(
+        model_type="mpt",
         num_layers=layers,
         hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
+        intermediate_size=4 * hidden,
+        num_heads=hidden // 128,
+        num_kv_heads=hidden // 128,
         head_dim=128,
-        vocab_size=vocabulary,
-        tie_embeddings=False,
+        vocab_size=50368,
+        tie_embeddings=True,
+        tensors=(("embedding", (50368 + positions, hidden)), ("matrices", (matrices,)), ("vectors", (vectors,))),
+        gated_mlp=False,
     )
 
 
-SHAPES = {
-    "llama2-7b": _llama(4096, 32, 11008, 32, 32, 32000),
-    "llama2-13b": _llama(5120, 40, 13824, 40, 40, 32000),
-    "llama2-70b": _llama(8192, 80, 28672, 64, 8, 32000),
-    "llama3-8b": _llama(4096, 32, 14336, 32, 8, 128256),
-    "llama3-70b": _llama(8192, 80, 28672, 64, 8, 128256),
-    "codellama-34b": _llama(8192, 48, 22016, 64, 8, 32000),
-    "yi-34b": _llama(7168, 60, 20480, 56, 8, 64000),
-    "kempner-13b": _llama(5120, 40, 17920, 40, 8, 128256),
+def _llama(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocabulary: int) -> ModelShape:
+    return shape_of(
+        {
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "intermediate_size": intermediate,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": vocabulary,
+        }
+    )
+
+
+_LLAMA = {
+    "llama2-7b": (4096, 32, 11008, 32, 32, 32000),
+    "llama2-13b": (5120, 40, 13824, 40, 40, 32000),
+    "llama2-70b": (8192, 80, 28672, 64, 8, 32000),
+    "llama3-8b": (4096, 32, 14336, 32, 8, 128256),
+    "llama3-70b": (8192, 80, 28672, 64, 8, 128256),
+    "codellama-34b": (8192, 48, 22016, 64, 8, 32000),
+    "yi-34b": (7168, 60, 20480, 56, 8, 64000),
+    "kempner-13b": (5120, 40, 17920, 40, 8, 128256),
 }
 
 
-def products(row: Row) -> MatrixProducts:
-    """The matrix products of the row's model."""
-    if row.model.startswith("mpt-"):
-        return _mpt(*_MPT[row.model.removeprefix("mpt-")], row.sequence_length)
-    return of_shape(SHAPES[row.model])
+def model_shape(name: str, sequence_length: int) -> ModelShape:
+    """The shape behind a model's name in the table; MPT learns as many positions as its sequences are long."""
+    if name.startswith("mpt-"):
+        return _mpt(*_MPT[name.removeprefix("mpt-")], sequence_length)
+    return _llama(*_LLAMA[name])
 
 
-def flops(row: Row) -> StepFlops:
-    """Our count for one sequence of the row, logits at every position, recomputation as the row says."""
-    recomputed = RECOMPUTED.get(row.checkpointing, 0.0)
-    return step_flops(products(row), [row.sequence_length], recomputed_layers=recomputed)
+def flops(row: Row, *, sequences: int = 1) -> StepFlops:
+    """Our count for some sequences of the row, logits at every position, recomputation as the row says."""
+    shape = model_shape(row.model, row.sequence_length)
+    lengths = [row.sequence_length] * sequences
+    return step_flops(shape, lengths, recomputed_layers=RECOMPUTED.get(row.checkpointing, 0.0))
 
 
 def printed_flops(row: Row) -> float:
@@ -156,8 +163,9 @@ def printed_flops(row: Row) -> float:
     if row.flops_convention == "causal":
         return ours.model - ours.attention / 2
     if row.flops_convention == "all-parameters":
-        model = products(row)
-        return ours.model + 6.0 * (model.parameters - model.linear - model.head) * row.sequence_length
+        shape = model_shape(row.model, row.sequence_length)
+        looked_up = shape.parameters - linear_weights(shape) - head_weights(shape)
+        return ours.model + 6.0 * looked_up * row.sequence_length
     return ours.model
 
 
