@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-WRITTEN_DOWN = ("llama", "mistral", "qwen2", "qwen3")
-# what transformers' configuration classes take where config.json is silent
-DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-
 Tensor = tuple[str, tuple[int, ...]]
+
+SIZES = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    }
+)
+# model_type -> keys without which transformers would fill in a default of its own
+WRITTEN_DOWN = {"llama": SIZES, "mistral": SIZES, "qwen2": SIZES, "qwen3": SIZES | {"head_dim"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,7 @@ class ModelShape:
         parameters: trained numbers; a tied embedding counts once.
         tensors: name and shape of every parameter, in the model's order.
         gated_mlp: three matrices per MLP (SwiGLU) instead of two.
+        head_norms: queries and keys are normalised per head (Qwen3).
     """
 
     model_type: str
@@ -43,6 +53,7 @@ class ModelShape:
     tie_embeddings: bool
     tensors: tuple[Tensor, ...]
     gated_mlp: bool = True
+    head_norms: bool = False
 
     @property
     def parameters(self) -> int:
@@ -67,7 +78,9 @@ class ModelShape:
 
 def of(config: Mapping[str, Any]) -> ModelShape:
     """The shape of the model that transformers builds from this config.json."""
-    return _written_down(config) if config.get("model_type") in WRITTEN_DOWN else on_meta(config)
+    given = {key for key, value in config.items() if value is not None}
+    needed = WRITTEN_DOWN.get(str(config.get("model_type")))
+    return _written_down(config) if needed is not None and needed <= given else on_meta(config)
 
 
 def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -76,27 +89,24 @@ def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 
 def _written_down(config: Mapping[str, Any]) -> ModelShape:
-    known = DEFAULTS | {key: value for key, value in config.items() if value is not None}
-    heads = known.get("num_attention_heads", 32)
-    tied = bool(known.get("tie_word_embeddings", False))
+    heads = config["num_attention_heads"]
     shape = ModelShape(
-        model_type=known["model_type"],
-        num_layers=known["num_hidden_layers"],
-        hidden_size=known["hidden_size"],
-        intermediate_size=known["intermediate_size"],
+        model_type=config["model_type"],
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
         num_heads=heads,
-        num_kv_heads=known.get("num_key_value_heads", heads),
-        head_dim=known.get("head_dim", known["hidden_size"] // heads),
-        vocab_size=known["vocab_size"],
-        tie_embeddings=tied,
+        num_kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        tie_embeddings=bool(config.get("tie_word_embeddings")),
         tensors=(),
+        head_norms=config["model_type"] == "qwen3",
     )
-    return _with_tensors(shape, known)
+    return _with_tensors(shape, config)
 
 
 def _with_tensors(shape: ModelShape, config: Mapping[str, Any]) -> ModelShape:
-    from dataclasses import replace
-
     embedding = (shape.vocab_size, shape.hidden_size)
     layer = tuple(_layer(shape, config))
     tensors: list[Tensor] = [("model.embed_tokens.weight", embedding)]
@@ -154,4 +164,5 @@ def on_meta(config: Mapping[str, Any]) -> ModelShape:
         tie_embeddings=bool(text.tie_word_embeddings),
         tensors=tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters()),
         gated_mlp=any("gate" in name for name, _ in model.named_parameters()),
+        head_norms=any("q_norm" in name for name, _ in model.named_parameters()),
     )
