@@ -25,7 +25,12 @@ from typing import Any
 
 # name -> ZeRO file or settings, tokens of a micro-batch, dtype
 SEVERAL = 150  # tokens of a micro-batch that split the step into several
-FAR = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+FAR = {
+    "stage": 3,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"ZeRO-{stage}": {"deepspeed": f"zero{stage}"} for stage in (0, 1, 2, 3)},
     **{f"ZeRO-{stage}, accumulated": {"deepspeed": f"zero{stage}", "tokens": SEVERAL} for stage in (0, 1, 2, 3)},

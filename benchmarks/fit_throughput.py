@@ -2,8 +2,9 @@
 
     python -m benchmarks.fit_throughput [--rows]
 
-Prints the constants as `fulltune.plan.throughput` should have them, the errors on both halves by pair, the rows that take
-no part and why, and the FLOP accounting against every row that prints TFLOP/s or MFU. `--rows` lists every prediction.
+Prints constants that differ from those in `fulltune.plan.throughput`, the errors on the test half by pair, the rows
+that take no part and why, and the FLOP accounting against every row that prints TFLOP/s or MFU. `--rows` lists every
+prediction.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from fulltune.plan import published, throughput
+from fulltune.plan import hardware, published, throughput
 from fulltune.plan.published import Row
 
 PEAK_FP8 = 2  # times the bf16 peak
@@ -27,7 +28,7 @@ def flops_error(row: Row) -> float | None:
     if row.tflops is not None:
         return tflops / row.tflops - 1
     assert row.mfu is not None
-    peak = throughput.SPEEDS[row.gpu].peak_flops / 1e12 * (PEAK_FP8 if row.dtype == "fp8" else 1)
+    peak = hardware.gpu(row.gpu).bf16_flops / 1e12 * (PEAK_FP8 if row.dtype == "fp8" else 1)
     return tflops / (row.mfu / 100 * peak) - 1
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, export
+from fulltune import checkpoint, comm, device, export, meter
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
@@ -60,6 +61,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     Args:
         say: prints a line for the user; called on worker 0 only.
     """
+    began = time.perf_counter()
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
@@ -82,12 +84,25 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         stop_requested=(inputs.run / STOP_FILE).exists,
         first_step=step + 1,
     )
-    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
+    log = _log(config, inputs, workers, engine, step, planner.total_steps, began) if workers.rank == 0 else None
     save = partial(_save, engine, inputs, workers, config, identity)
     last, finished = _consume(events, log, save, step)
     if not finished:
         tell(f"stopped on request after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
+) -> MetricsLog:
+    figures = meter.for_run(
+        inputs.model,
+        gpu_name=device.gpu_name(engine.device),
+        dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        workers=workers.size,
+        total_steps=total_steps,
+    )
+    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
 
 
 def _consume(

@@ -65,8 +65,8 @@ def step_traffic(
     sizes = [math.prod(size) for _, size in shape.tensors]
     persistent = sum(size for size in sizes if size <= sharding.persistence_threshold)
     gathered = sum(sizes) - persistent
-    # forward and backward of the last weights lie closer together than the distance: twice what stands after them
-    kept = min(gathered, reuse_distance // 2)
+    # between the two uses of a weight lies twice what stands after it; what the prefetch reaches is kept as well
+    kept = min(gathered, max(reuse_distance, sharding.prefetch_bucket) // 2)
     return Traffic(
         reduce_scatter=whole * micro_batches,
         all_gather=dtype_bytes * (persistent + micro_batches * (2 * gathered - kept)),

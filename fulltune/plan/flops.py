@@ -65,9 +65,9 @@ def step_flops(
 def step_flops_of_sums(
     shape: ModelShape,
     *,
-    tokens: int,
-    squared_lengths: int,
-    supervised_tokens: int | None = None,
+    tokens: float,
+    squared_lengths: float,
+    supervised_tokens: float | None = None,
     recomputed_layers: float = 0.0,
 ) -> StepFlops:
     """`step_flops` where only the sum of the lengths and the sum of their squares are known."""

@@ -95,7 +95,8 @@ _MPT = {"1b": (24, 2048), "3b": (32, 2560), "7b": (32, 4096), "13b": (40, 5120),
 
 def _mpt(layers: int, hidden: int, positions: int) -> ModelShape:
     """MosaicML's GPT: an MLP of 4 x hidden without a gate, biases everywhere, learned positions, tied embeddings."""
-    matrices, vectors = layers * 12 * hidden * hidden, layers * 13 * hidden + 2 * hidden
+    in_layer = [("qkv", 3, 1), ("out", 1, 1), ("up", 4, 1), ("down", 1, 4)]
+    layer = [(name, (rows * hidden, columns * hidden)) for name, rows, columns in in_layer] + [("rest", (13 * hidden,))]
     return ModelShape(
         model_type="mpt",
         num_layers=layers,
@@ -106,7 +107,12 @@ def _mpt(layers: int, hidden: int, positions: int) -> ModelShape:
         head_dim=128,
         vocab_size=50368,
         tie_embeddings=True,
-        tensors=(("embedding", (50368 + positions, hidden)), ("matrices", (matrices,)), ("vectors", (vectors,))),
+        tensors=(
+            ("wte.weight", (50368, hidden)),
+            ("wpe.weight", (positions, hidden)),
+            *((f"model.layers.{i}.{name}", size) for i in range(layers) for name, size in layer),
+            ("norm_f", (2 * hidden,)),
+        ),
         gated_mlp=False,
     )
 
@@ -133,6 +139,9 @@ _LLAMA = {
     "llama3-70b": (8192, 80, 28672, 64, 8, 128256),
     "codellama-34b": (8192, 48, 22016, 64, 8, 32000),
     "yi-34b": (7168, 60, 20480, 56, 8, 64000),
+    "llama-33b": (6656, 60, 17920, 52, 52, 32000),
+    "baichuan2-13b": (5120, 40, 13696, 40, 40, 125696),
+    "qwen1.5-7b": (4096, 32, 11008, 32, 32, 151936),
     "kempner-13b": (5120, 40, 17920, 40, 8, 128256),
 }
 

@@ -2,10 +2,10 @@
 
     step = max(matrix products / (efficiency x peak) + memory traffic / bandwidth, communication) + optimizer
 
-Matrix products run at a share of the GPU's peak; what lies between them (norms, activations, residuals, logits, gathered
-weights) waits for memory; communication hides behind both until it is the longer one. Sizes and bandwidths are known;
-the share, one constant per GPU and interconnect, is fitted to half of the published rows (`published.py`) and tested on
-the other half: `python -m benchmarks.fit_throughput`.
+Matrix products run at a share of the GPU's peak; what lies between them (norms, activations, residuals, logits,
+gathered weights) waits for memory; communication hides behind both until it is the longer one. Sizes and bandwidths are
+known; the share, one constant per GPU and interconnect, is fitted to half of the published rows (`published.py`) and
+tested on the other half: `python -m benchmarks.fit_throughput`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from fulltune.plan import published
-from fulltune.plan.collectives import Traffic
-from fulltune.plan.flops import StepFlops
+from fulltune.plan import hardware, published
+from fulltune.plan.collectives import REUSE_DISTANCE, Traffic, step_traffic
+from fulltune.plan.flops import StepFlops, step_flops_of_sums
+from fulltune.plan.hardware import Gpu
+from fulltune.plan.memory import Setup
 from fulltune.plan.shape import ModelShape
+from fulltune.plan.sharding import Sharding
 
-# Bytes that cross the GPU's memory, in bf16, counted operation by operation. Forward, per layer and unit of hidden size:
-# two norms 8, two residual additions 12, the activation between MLP matrices 16; the backward pass moves twice that.
+# Bytes that cross the GPU's memory, in bf16, counted operation by operation. Forward, per layer and unit of hidden
+# size: two norms 8, two residual additions 12, the activation between MLP matrices 16; the backward pass moves twice
+# as much.
 LAYER_BYTES = 36
 # per logit: written in bf16, cast to float32, softmax, its gradient, cast back, read by two products
 LOGIT_BYTES = 24
@@ -30,28 +34,11 @@ WEIGHT_BYTES = 12
 UPDATE_BYTES = 28
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """A GPU as its datasheet has it.
-
-    Attributes:
-        peak_flops: dense bf16 products, FLOP/s.
-        memory: bytes/s of its memory.
-        link: bytes/s, in each direction, to the other GPUs of its node (NVLink, else PCIe).
-    """
-
-    peak_flops: float
-    memory: float
-    link: float
-
-
-SPEEDS = {
-    "A10G": Speed(70e12, 600e9, 25e9),
-    "A100-40": Speed(312e12, 1555e9, 300e9),
-    "A100-80": Speed(312e12, 2039e9, 300e9),
-    "H100-80": Speed(989e12, 3350e9, 450e9),
-    "H200": Speed(989e12, 4800e9, 450e9),
-}
+# Offload, assumed and not fitted: no published row separates it. Bytes/s of a GPU's PCIe link, and of the optimizer
+# states that its share of the host's memory streams; Adam reads and writes three states of four bytes.
+PCIE = 16e9
+HOST_ADAM = 20e9
+HOST_UPDATE_BYTES = 24
 
 # share of the peak that matrix products reach, by GPU and interconnect; fitted, see the module's docstring
 EFFICIENCY = {
@@ -60,11 +47,12 @@ EFFICIENCY = {
     ("A100-80", "nvlink"): 0.686,
     ("A100-80", "rdma-1600"): 0.645,
     ("A100-80", "rdma-400"): 0.622,
-    ("H100-80", "nvlink"): 0.473,
-    ("H100-80", "rdma-3200"): 0.465,
-    ("H100-80", "rdma-800"): 0.392,
+    ("H100", "nvlink"): 0.473,
+    ("H100", "rdma-3200"): 0.465,
+    ("H100", "rdma-800"): 0.392,
     ("H200", "nvlink"): 0.680,
 }
+ASSUMED = 0.62  # for a GPU without rows: the lowest constant of an A100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +65,18 @@ class Work:
         recomputed_layers: share of the layers that run forward twice.
         updated: parameters whose optimizer states it holds.
         communication: seconds of its collectives if nothing else ran.
+        host: seconds of copies to the host and of the update there.
     """
 
     shape: ModelShape
     flops: StepFlops
-    tokens: int
-    logits: int
+    tokens: float
+    logits: float
     recomputed_layers: float
     micro_batches: int
     updated: float
     communication: float
+    host: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,32 +87,101 @@ class StepTime:
     memory: float
     communication: float
     update: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
-        return max(self.products + self.memory, self.communication) + self.update
+        return max(self.products + self.memory, self.communication) + self.update + self.host
 
 
-def step_time(work: Work, gpu: Speed, efficiency: float) -> StepTime:
+def step_time(work: Work, gpu: Gpu, efficiency: float) -> StepTime:
     """The step of one GPU; all GPUs have the same share, so it is the step of the run."""
     shape = work.shape
     layers = LAYER_BYTES * shape.num_layers * shape.hidden_size * work.tokens * (3 + work.recomputed_layers)
     moved = layers + LOGIT_BYTES * shape.vocab_size * work.logits + WEIGHT_BYTES * shape.parameters * work.micro_batches
     return StepTime(
-        products=work.flops.hardware / (efficiency * gpu.peak_flops),
-        memory=moved / gpu.memory,
+        products=work.flops.hardware / (efficiency * gpu.bf16_flops),
+        memory=moved / gpu.memory_bandwidth,
         communication=work.communication,
-        update=UPDATE_BYTES * work.updated / gpu.memory,
+        update=UPDATE_BYTES * work.updated / gpu.memory_bandwidth,
+        host=work.host,
     )
 
 
-def communication_time(traffic: Traffic, gpu: Speed, *, gpus: int, nodes: int, node_rate: float) -> float:
+def planned_step(
+    setup: Setup,
+    gpu: Gpu,
+    *,
+    tokens: float,
+    supervised_tokens: float,
+    squared_lengths: float,
+    micro_batches: int,
+    reuse_distance: int = REUSE_DISTANCE,
+) -> StepTime:
+    """The step of a run that is being planned, on nodes as the table of GPUs has them.
+
+    Args:
+        tokens, supervised_tokens, squared_lengths: of an average step, over all workers.
+        micro_batches: of each worker in a step.
+    """
+    shape, workers = setup.shape, setup.workers
+    recomputed = 1.0 if setup.checkpointing else 0.0
+    flops = step_flops_of_sums(
+        shape,
+        tokens=tokens / workers,
+        squared_lengths=squared_lengths / workers,
+        supervised_tokens=supervised_tokens / workers,
+        recomputed_layers=recomputed,
+    )
+    traffic = step_traffic(
+        shape,
+        setup.sharding,
+        workers=workers,
+        micro_batches=micro_batches,
+        dtype_bytes=setup.dtype_bytes,
+        reuse_distance=reuse_distance,
+    )
+    nodes, rate = -(-workers // setup.workers_per_node), gpu.network_bandwidth * gpu.node_size
+    on_device = setup.sharding.offload_optimizer == "none"
+    work = Work(
+        shape=shape,
+        flops=flops,
+        tokens=tokens / workers,
+        logits=supervised_tokens / workers,
+        recomputed_layers=recomputed,
+        micro_batches=micro_batches,
+        updated=shape.parameters / (workers if setup.sharding.stage else 1) if on_device else 0.0,
+        communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=rate),
+        host=_offload_time(setup.sharding, shape.parameters / workers, setup.dtype_bytes, micro_batches),
+    )
+    return step_time(work, gpu, efficiency(gpu, nodes=nodes))
+
+
+def efficiency(gpu: Gpu, *, nodes: int) -> float:
+    """The constant of a GPU in one node, or between nodes with the network that comes nearest to the table's."""
+    if nodes == 1:
+        return EFFICIENCY.get((gpu.name, "nvlink"), ASSUMED)
+    rate = gpu.network_bandwidth * gpu.node_size
+    links = [link for name, link in EFFICIENCY if name == gpu.name and link != "nvlink"]
+    nearest = min(links, key=lambda link: abs(node_rate(link) - rate), default="nvlink")
+    return EFFICIENCY.get((gpu.name, nearest), ASSUMED)
+
+
+def _offload_time(sharding: Sharding, share: float, dtype_bytes: int, micro_batches: int) -> float:
+    """Gradients down, updated weights up, Adam between; offloaded weights travel up for every gather as well."""
+    if sharding.offload_optimizer == "none":
+        return 0.0
+    gathers = 2 * micro_batches if sharding.offload_param != "none" else 0
+    return (2 + gathers) * dtype_bytes * share / PCIE + HOST_UPDATE_BYTES * share / HOST_ADAM
+
+
+def communication_time(traffic: Traffic, gpu: Gpu, *, gpus: int, nodes: int, node_rate: float) -> float:
     """Seconds of the collectives alone: the slower of the links inside the nodes and the network between them.
 
     Args:
         node_rate: bytes/s into each node, in each direction.
     """
-    inside = traffic.sent(gpus) / gpu.link
+    inside = traffic.sent(gpus) / gpu.link_bandwidth
     return max(inside, traffic.between_nodes(nodes) / node_rate) if nodes > 1 else inside
 
 
@@ -134,19 +193,19 @@ def node_rate(interconnect: str) -> float:
 
 def predicted_tokens_per_s(row: published.Row, efficiency: float) -> float:
     """Tokens per second and GPU of a published configuration."""
-    gpu = SPEEDS[row.gpu]
+    gpu = hardware.gpu(row.gpu)
     work = _work(row, gpu)
     return work.tokens / step_time(work, gpu, efficiency).total
 
 
-def _work(row: published.Row, gpu: Speed) -> Work:
-    """FSDP gathers every weight twice and reduce-scatters gradients in every micro-batch; HSDP within each node only."""
+def _work(row: published.Row, gpu: Gpu) -> Work:
+    """FSDP gathers every weight twice and scatters gradients in every micro-batch; HSDP does within each node only."""
     shape = published.model_shape(row.model, row.sequence_length)
     sequences, micro_batches = row.micro_batch * (row.accumulation or 1), row.accumulation or 1
     nodes, rate = max(1, row.gpus // 8), node_rate(row.interconnect)
     whole = 2 * shape.parameters * micro_batches
     if row.parallelism == "hsdp":
-        inside = Traffic(reduce_scatter=whole, all_gather=2 * whole).sent(8) / gpu.link
+        inside = Traffic(reduce_scatter=whole, all_gather=2 * whole).sent(8) / gpu.link_bandwidth
         communication = max(inside, Traffic(all_reduce=whole).between_nodes(nodes) / rate)
     else:
         traffic = Traffic(reduce_scatter=whole, all_gather=2 * whole)

@@ -15,8 +15,14 @@ def test_every_row_has_a_source_and_an_own_id():
 
 
 def test_parameters_of_the_published_models_are_those_that_the_source_prints():
-    printed = {("1b", 2048): 1315950592, ("3b", 2048): 2651837440, ("7b", 65536): 6918905856, ("13b", 4096): 12864440320,
-               ("30b", 8192): 30019254272, ("70b", 2048): 64862437376}  # fmt: skip
+    printed = {
+        ("1b", 2048): 1_315_950_592,
+        ("3b", 2048): 2_651_837_440,
+        ("7b", 65536): 6_918_905_856,
+        ("13b", 4096): 12_864_440_320,
+        ("30b", 8192): 30_019_254_272,
+        ("70b", 2048): 64_862_437_376,
+    }
     for (name, length), count in printed.items():
         assert published.model_shape(f"mpt-{name}", length).parameters == count
     llama = {"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192}
