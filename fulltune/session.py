@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import tasks
-from fulltune import checkpoint, comm, device, export, validation
+from fulltune import checkpoint, comm, device, export, meter, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
@@ -61,6 +62,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     Args:
         say: prints a line for the user; called on worker 0 only.
     """
+    began = time.perf_counter()
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
@@ -85,7 +87,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         stop_requested=lambda: (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted()),
         first_step=step + 1,
     )
-    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
+    log = _log(config, inputs, workers, engine, step, planner.total_steps, began) if workers.rank == 0 else None
     save = partial(_save, engine, inputs, workers, config, identity, watch)
     last, finished = _consume(events, log, save, step, watch)
     if not finished and any(workers.gather(watch is not None and watch.exhausted())):
@@ -104,6 +106,19 @@ def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to:
         return None
     validation.forget_after(inputs.run, keep_to)
     return validation.Watch(inputs.run, config.validation, tasks.get(config.task, **config.task_options))
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
+) -> MetricsLog:
+    figures = meter.for_run(
+        inputs.model,
+        gpu_name=device.gpu_name(engine.device),
+        dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        workers=workers.size,
+        total_steps=total_steps,
+    )
+    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
 
 
 def _consume(
