@@ -9,12 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.base import UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+# the task's own format, its natural-language baseline prompt, and that prompt inside the model's chat template
+PromptStyle = Literal["structured", "natural", "chat"]
 
 
 class _Section(BaseModel):
@@ -151,7 +155,7 @@ class ReportModel(_Section):
 
     model: Literal["base", "tuned"]
     shots: int = Field(0, ge=0)
-    prompt: Literal["structured", "natural"] | None = Field(None, description="default: natural for base models")
+    prompt: PromptStyle | None = Field(None, description="default: natural for base models")
 
 
 class ReportConfig(_Section):
@@ -204,9 +208,7 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: no such file, broken YAML, an override without "=", an unknown key, a value of the wrong kind.
     """
-    tree = _read_yaml(recipe)
-    for override in overrides:
-        _apply(tree, override)
+    tree = read_tree(recipe, overrides)
     tree.setdefault("ray", {})
     if isinstance(tree["ray"], dict):
         tree["ray"].setdefault("name", recipe.stem)
@@ -215,9 +217,22 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def resolve(tree: Mapping[str, Any], origin: str) -> RunConfig:
     """A checked RunConfig from a plain mapping; every problem in one UserError."""
-    _refuse_unknown_keys(tree, RunConfig, prefix="", origin=origin)
+    return checked(tree, RunConfig, origin)
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with the overrides put over it, unchecked."""
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def checked(tree: Mapping[str, Any], schema: type[Schema], origin: str) -> Schema:
+    """The mapping as an object of that schema; unknown keys and every other problem in one UserError."""
+    _refuse_unknown_keys(tree, schema, prefix="", origin=origin)
     try:
-        return RunConfig.model_validate(dict(tree))
+        return schema.model_validate(dict(tree))
     except ValidationError as error:
         raise _as_user_error(error, origin) from None
 
@@ -297,7 +312,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _unknown_key(key: str, section: type[BaseModel], prefix: str, origin: str) -> UserError:
-    everywhere = list(all_keys())
+    everywhere = list(all_keys(section) if not prefix else all_keys())
     near = [prefix + k for k in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)]
     near = near or [k for k in everywhere if k.rsplit(".", 1)[-1] == key][:1]
     near = near or difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.5)

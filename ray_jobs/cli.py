@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": ("ray_jobs.commands.predict", "let a model answer a split"),
     "score": ("ray_jobs.commands.score", "score a predictions file against references"),
     "compare": ("ray_jobs.commands.compare", "the report over runs or predictions files"),
+    "benchmark": ("ray_jobs.commands.benchmark", "models and endpoints x tasks, from one YAML to a report per task"),
     "probe": ("ray_jobs.commands.probe", "is fine-tuning promising? a base model's few-shot curve and two answers"),
     "try": ("ray_jobs.commands.try_model", "type an input; see the prompt, the raw output and the parsed answer"),
     "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one: texts, scores, data facts, leaks"),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import tasks
 from fulltune import device, model
-from fulltune.config import ModelConfig
+from fulltune.config import ModelConfig, PromptStyle
 from tasks.base import Record, Task, UserError
 from tasks.shots import pick
 from tasks.sources import load
@@ -46,7 +46,7 @@ class Request:
     model: str
     out: Path
     label: str
-    prompt: Literal["structured", "natural"]
+    prompt: PromptStyle
     shots: int = 0
     limit: int | None = None
     revision: str | None = None
@@ -96,6 +96,15 @@ def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[
         return []
     train = load(task, "train", request.source, columns=dict(request.columns) or None)
     return pick(task, request.shots, train, records)
+
+
+def usual_prompt(name: str, special_tokens: Sequence[str]) -> PromptStyle:
+    """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
+    from fulltune import tokenizer as tok
+
+    folder = model.resolve_source(ModelConfig(name_or_path=name), Path.home() / ".cache" / "fulltune" / "models")
+    vocabulary = tok.load(str(folder)).get_vocab()
+    return "structured" if special_tokens and all(token in vocabulary for token in special_tokens) else "natural"
 
 
 def model_folder(request: Request) -> Path:

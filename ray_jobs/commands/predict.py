@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Literal
 
 from ray_jobs.commands import endpoints, recipe
 from tasks.base import UserError
@@ -20,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="the predictions file to write (.jsonl)")
     parser.add_argument("--source", default="bundled", help="bundled, hub, or a path")
     parser.add_argument("--shots", type=int, default=0, help="worked examples from the training split")
-    parser.add_argument("--prompt", choices=("structured", "natural"), help="default: structured if the model knows it")
+    parser.add_argument(
+        "--prompt", choices=("structured", "natural", "chat"), help="default: structured if the model knows it"
+    )
     parser.add_argument("--limit", type=int, help="the first N rows by index")
     parser.add_argument("--engine", choices=("hf",), default="hf", help="what generates (vllm is not built yet)")
     parser.add_argument("--label", help="name of the model in reports; default: the file's name")
@@ -40,11 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet.libraries()
     quiet.transformers()
-    from ray_jobs.predict import Request, predict
+    from ray_jobs.predict import Request, predict, usual_prompt
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     task = tasks.get(arguments.task)
-    prompt: Literal["structured", "natural"] = arguments.prompt or _usual_prompt(arguments.model, task.special_tokens)
     request = Request(
         task=arguments.task,
         split=arguments.split,
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         out=arguments.out.absolute(),
         label=arguments.label or arguments.out.stem,
-        prompt=prompt,
+        prompt=arguments.prompt or usual_prompt(arguments.model, task.special_tokens),
         shots=arguments.shots,
         limit=arguments.limit,
         batch_tokens=arguments.batch_tokens,
@@ -68,9 +68,9 @@ def _run_api(arguments: argparse.Namespace) -> int:
     import tasks
     from evaluation.predict_api import ApiRequest, predict
 
-    if arguments.prompt == "structured":
+    if arguments.prompt not in (None, "natural"):
         raise UserError(
-            got=f"--prompt structured for {arguments.model}",
+            got=f"--prompt {arguments.prompt} for {arguments.model}",
             wanted="natural: a chat endpoint puts its own template around the prompt",
             fix="leave --prompt out, or predict with the model's folder",
         )
@@ -100,14 +100,3 @@ def _run_api(arguments: argparse.Namespace) -> int:
         f"{outcome.answered} answered, {outcome.missing} missing ({why}); the same command goes on with the rest"
     )
     return 1
-
-
-def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> Literal["structured", "natural"]:
-    """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
-    from fulltune import model as models
-    from fulltune import tokenizer as tok
-    from fulltune.config import ModelConfig
-
-    folder = models.resolve_source(ModelConfig(name_or_path=model), Path.home() / ".cache" / "fulltune" / "models")
-    vocabulary = tok.load(str(folder)).get_vocab()
-    return "structured" if special_tokens and all(token in vocabulary for token in special_tokens) else "natural"
