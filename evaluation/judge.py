@@ -9,10 +9,13 @@ a value, never with a 0, and `n` of the metric says over how many items the mean
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from tqdm import tqdm
 
 from evaluation.agreement import agreement
 from evaluation.baselines import Client, Stopped, Unanswered
@@ -169,7 +172,8 @@ def _read(
     outcomes: dict[str, Reply | Unanswered] = {}
     stopped = None
     try:
-        for name, outcome in reader.client.ask_all(chats):
+        progress = {"total": len(chats), "unit": "reply", "disable": not sys.stderr.isatty(), "leave": False}
+        for name, outcome in tqdm(reader.client.ask_all(chats), desc=reader.metric.name, **progress):
             outcomes[name] = outcome
     except Stopped as reason:
         stopped = str(reason)

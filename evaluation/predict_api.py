@@ -7,6 +7,7 @@ command goes on with the rest, under the same budget. No Ray and no torch in her
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections import Counter
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from evaluation import prediction_file, prices
 from evaluation.baselines import Client, Stopped, Unanswered, connect
@@ -161,9 +164,13 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
 
 def _ask(request: ApiRequest, client: Client, missing: Mapping[str, Chat], unanswered: Counter[str]) -> str | None:
     """Ask and write, one line per answer as it comes; returns why not everything was asked, if so."""
-    with request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+    with (
+        request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+        tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
         try:
             for identity, outcome in client.ask_all(missing):
+                bar.update()
                 if isinstance(outcome, Unanswered):
                     unanswered[outcome.fault] += 1
                 else:
