@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from statistics import stdev
 from typing import Any, cast, get_args
 
-from evaluation import examples, jsonl, report
-from evaluation.comparison import Comparison, Entry, Model, Pair, Role, Tokens, best
-from evaluation.intervals import Estimate
+from evaluation import economy, examples, jsonl, report
+from evaluation.comparison import Clean, Comparison, Entry, Model, Pair, Role, Tokens, best
+from evaluation.intervals import Estimate, estimate
 from evaluation.judge import Reader, read_all
-from evaluation.paired import holm, paired_test
+from evaluation.paired import PairedTest, holm, paired_test
 from evaluation.pool import ItemScore, TaskSpec, score_pair
+from evaluation.power import Detectable, detectable_mean, detectable_proportion
 from evaluation.predictions import Prediction, read_predictions
 from evaluation.score import Scores, count_errors, read_items, score, summarise
+from evaluation.series import series
 from tasks.base import Completion, Metric, Record, Task, UserError
 
 Readers = Callable[[str], Sequence[Reader]]
@@ -47,6 +50,8 @@ def compare(
     source: str | None = None,
     split: str | None = None,
     limit: int | None = None,
+    leaks: Mapping[str, str] | None = None,
+    usd_per_worker_hour: float | None = None,
     processes: int | None = None,
     spec: TaskSpec | None = None,
     readers: Readers = no_readers,
@@ -62,6 +67,8 @@ def compare(
         loss_curve: lines of a run's metrics.jsonl (step, loss ...), drawn when there are any.
         provenance: versions, git sha, hardware, command, configuration; printed as it is.
         source, split: where the records came from; the report says so, and says that bundled data is generated.
+        leaks: record id -> why it may have been seen in training; the report flags them and scores without them too.
+        usd_per_worker_hour: price of a worker (a GPU, or a CPU process), for costs of tuning and of own answers.
         limit, processes, spec: as in `score`.
         readers: label of a row -> the judge and the extractor that read its answers.
 
@@ -81,6 +88,8 @@ def compare(
         source=source,
         split=split,
         limit=limit,
+        leaks=leaks,
+        usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
         readers=readers,
@@ -101,17 +110,21 @@ def measure(
     limit: int | None,
     processes: int | None,
     spec: TaskSpec | None,
-    readers: Readers,
+    readers: Readers = no_readers,
+    leaks: Mapping[str, str] | None = None,
+    usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
     _check_labels(entries)
-    found = [
-        _model(entry, task, records, limit=limit, processes=processes, spec=spec, readers=readers) for entry in entries
-    ]
-    task, rows = _with_assisted(task, found)
+    score_as: dict[str, Any] = {"limit": limit, "processes": processes, "spec": spec, "price": usd_per_worker_hour}
+    task, rows = _with_assisted(task, [_model(entry, task, records, readers=readers, **score_as) for entry in entries])
     metric = headline_metric(task)
     subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
     others = [row for row in rows if row is not subject]
+    texts = examples.texts(task, records[:limit])
+    ranking = examples.worst_first(task, subject, others)
+    flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks} if leaks else {}
+    usages = {row.label: row.usage for row in others}
     return Comparison(
         title=title,
         task=task,
@@ -124,10 +137,22 @@ def measure(
         base=best([row for row in others if row.role == "base"], metric) or (others[0] if others else None),
         metric=metric,
         pairs=tuple(pair for m in task.metrics if m.higher_is_better is not None for pair in paired_tests(rows, m)),
-        worst=examples.worst(task, records[:limit], subject, others),
+        worst=examples.worst(texts, ranking, [subject, *others]),
+        inputs=texts.inputs,
+        golds=texts.golds,
+        order=ranking.places,
+        series=series(rows, headline_metrics(task)),
+        economy=economy.economy(subject.details, subject.usage, usages, usd_per_worker_hour),
+        leaks=flagged,
+        clean=tuple(_clean(row, metric, flagged) for row in rows) if flagged else (),
         loss_curve=loss_curve,
         provenance=provenance,
     )
+
+
+def headline_metrics(task: Task) -> list[Metric]:
+    """The metrics that a table shows first."""
+    return [metric for metric in task.metrics if metric.headline] or [headline_metric(task)]
 
 
 def headline_metric(task: Task) -> Metric:
@@ -139,7 +164,7 @@ def headline_metric(task: Task) -> Metric:
 
 def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
     """Paired tests of every two models on one metric, corrected by Holm over these pairs."""
-    tests = []
+    tests: list[tuple[str, str, PairedTest, Detectable]] = []
     for a, b in combinations(models, 2):
         both = [
             (x.metrics[metric.name], y.metrics[metric.name])
@@ -148,11 +173,12 @@ def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
         ]
         if both:
             left, right = zip(*both, strict=True)
-            tests.append((a.label, b.label, paired_test(left, right, proportion=metric.kind == "proportion")))
-    adjusted = holm([result.p for _, _, result in tests])
+            result = paired_test(left, right, proportion=metric.kind == "proportion")
+            tests.append((a.label, b.label, result, _detectable(metric, result, left, right)))
+    adjusted = holm([result.p for _, _, result, _ in tests])
     return [
-        Pair(metric=metric.name, a=a, b=b, result=result, p_holm=p, comparisons=len(tests))
-        for (a, b, result), p in zip(tests, adjusted, strict=True)
+        Pair(metric=metric.name, a=a, b=b, result=result, p_holm=p, comparisons=len(tests), detectable=seen)
+        for (a, b, result, seen), p in zip(tests, adjusted, strict=True)
     ]
 
 
@@ -163,6 +189,22 @@ def _with_assisted(task: Task, rows: Sequence[Model]) -> tuple[Task, tuple[Model
     metrics = [{name: row.scores.metrics.get(name, nothing) for name in full.metric_names} for row in rows]
     filled = (replace(row, scores=replace(row.scores, metrics=m)) for row, m in zip(rows, metrics, strict=True))
     return full, tuple(filled)
+
+
+def _detectable(metric: Metric, result: PairedTest, a: Sequence[float], b: Sequence[float]) -> Detectable:
+    """What this test would have found, the models disagreeing as often as they did."""
+    if metric.kind == "proportion":
+        return detectable_proportion(result.n, (result.only_a + result.only_b) / result.n)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    return detectable_mean(result.n, stdev(differences) if len(differences) > 1 else 0.0)
+
+
+def _clean(model: Model, metric: Metric, leaks: Mapping[str, str]) -> Clean:
+    """The metric without the flagged records."""
+    kept = [
+        item.metrics[metric.name] for item in model.scores.items if item.id not in leaks and metric.name in item.metrics
+    ]
+    return Clean(model.label, model.scores.metrics[metric.name], estimate(kept, metric.kind))
 
 
 def _check_labels(entries: Sequence[Entry]) -> None:
@@ -183,6 +225,7 @@ def _model(
     processes: int | None,
     spec: TaskSpec | None,
     readers: Readers,
+    price: float | None,
 ) -> Model:
     if entry.predictions.is_dir():
         scores, answers = _stored_scores(entry.predictions, task, records, limit), {}
@@ -199,6 +242,7 @@ def _model(
         scores=scores,
         completions={identity: answer.completion for identity, answer in answers.items()},
         tokens=_tokens(list(answers.values())),
+        usage=economy.usage(entry.details, list(answers.values()), price),
     )
 
 

@@ -79,7 +79,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     shots = pick_shots(task, request, records)
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = _model_folder(request)
+    folder = model_folder(request)
     done = _continue(request, task, folder)
     missing = [record for record in records if record.id not in done]
     if missing:
@@ -98,7 +98,8 @@ def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[
     return pick(task, request.shots, train, records)
 
 
-def _model_folder(request: Request) -> Path:
+def model_folder(request: Request) -> Path:
+    """The model as a folder that transformers reads, fetched or converted where it is not one."""
     cache = request.cache or request.out.parent / ".models"
     folder = model.resolve_source(ModelConfig(name_or_path=request.model, revision=request.revision), cache)
     assert folder is not None, "only a random initialisation has no folder"

@@ -197,6 +197,7 @@ class Task:
         generate: split -> records made by our own code (source `bundled`); None where the task has none.
         carve: for data sets with one split: record -> the split it belongs to (a stable hash of its group).
         accepts: record -> whether this row is usable; rows that are not are counted and reported, never silent.
+        label: record -> a group it belongs to (a class, a function); `fulltune tasks` shows how often each occurs.
         published: numbers of others for the report.
         options: named settings of the task and their defaults; `configure(**options)` gives the task under others.
         kind: "sft" renders prompt and answer, "cpt" plain text (continued pre-training).
@@ -224,6 +225,7 @@ class Task:
     generate: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
     carve: Callable[[Mapping[str, Any]], str] | None = None
     accepts: Callable[[Record], bool] | None = None
+    label: Callable[[Record], str] | None = None
     published: tuple[Published, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     configure: Callable[..., Task] | None = None

@@ -152,6 +152,12 @@ def accepts(record: Record) -> bool:
     return gold_number(str(record["answer"])) is not None
 
 
+def label(record: Record) -> str:
+    """How many lines of reasoning the reference has."""
+    steps = len([line for line in str(record["answer"]).splitlines() if line.strip()]) - 1
+    return f"{steps} step" + "s" * (steps != 1)
+
+
 def carve(fields: Mapping[str, Any]) -> str:
     """Train or valid, by a stable hash of the question: equal questions go to the same split."""
     question = " ".join(str(fields["question"]).lower().split())
@@ -237,6 +243,7 @@ TASK = Task(
     generate=generate,
     carve=carve,
     accepts=accepts,
+    label=label,
     published=PUBLISHED,
     options={"calculator": True},
     extraction=EXTRACTION,

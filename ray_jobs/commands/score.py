@@ -6,9 +6,13 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.commands import endpoints, recipe
+
+if TYPE_CHECKING:
+    from evaluation.score import Scores
+    from tasks.base import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Scores, and prints the table or the JSON."""
     import tasks
-    from evaluation.judge import read_all
-    from evaluation.predictions import read_predictions
-    from evaluation.score import score, write_scores
-    from tasks.sources import read_references
 
     task = tasks.get(arguments.task)
-    records = read_references(task, arguments.references, split=arguments.split)
-    predictions = read_predictions(arguments.predictions)
-    with endpoints.readers(arguments) as readers:
-        models = readers(task)(arguments.predictions.stem)
-        scores = score(task, records, predictions, limit=arguments.limit, processes=arguments.processes)
-        scores = read_all(models, task, records[: arguments.limit], predictions, scores)
-    if arguments.out is not None:
-        write_scores(arguments.out, scores)
+    with_models = arguments.extractor or arguments.judge
+    scores = _score_with_models(task, arguments) if with_models else _score(task, arguments)
     result = scores.as_json()
     if arguments.json:
         print(json.dumps(result))
@@ -58,6 +52,41 @@ def run(arguments: argparse.Namespace) -> int:
     for name, facts in scores.assisted.items():
         print(f"  {name} by {facts['model']}: {_bill(facts)}")
     return 0
+
+
+def _score(task: Task, arguments: argparse.Namespace) -> Scores:
+    """References and predictions pass by one at a time."""
+    from evaluation.pool import TaskSpec
+    from evaluation.score import score_file
+    from tasks.sources import iterate_references
+
+    return score_file(
+        task,
+        iterate_references(task, arguments.references, split=arguments.split),
+        arguments.predictions,
+        limit=arguments.limit,
+        processes=arguments.processes,
+        spec=TaskSpec(arguments.task),
+        out=arguments.out,
+    )
+
+
+def _score_with_models(task: Task, arguments: argparse.Namespace) -> Scores:
+    """An extractor or a judge reads the answers after the task has."""
+    from evaluation.judge import read_all
+    from evaluation.predictions import read_predictions
+    from evaluation.score import score, write_scores
+    from tasks.sources import read_references
+
+    records = read_references(task, arguments.references, split=arguments.split)
+    predictions = read_predictions(arguments.predictions)
+    with endpoints.readers(arguments) as readers:
+        models = readers(task)(arguments.predictions.stem)
+        scores = score(task, records, predictions, limit=arguments.limit, processes=arguments.processes)
+        scores = read_all(models, task, records[: arguments.limit], predictions, scores)
+    if arguments.out is not None:
+        write_scores(arguments.out, scores)
+    return scores
 
 
 def _figures(entry: Mapping[str, Any]) -> str:
