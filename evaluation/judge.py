@@ -22,7 +22,7 @@ from evaluation.baselines import Client, Stopped, Unanswered
 from evaluation.chat import Chat, Reply
 from evaluation.pool import ItemScore
 from evaluation.predictions import Predictions
-from evaluation.prices import usd
+from evaluation.prices import FREE, usd
 from evaluation.score import Scores, summarise
 from tasks.base import Completion, Metric, Record, Task, UserError
 
@@ -219,7 +219,7 @@ def _facts(reader: Reader, readings: Sequence[Reading], replies: Sequence[Reply]
     client = reader.client
     values = Counter(value for reading in readings for value in reading.readable)
     failures = Counter(kind for reading in readings for kind in reading.failures if kind)
-    costs = [reply.cost for reply in replies if reply.cost is not None]
+    costs = [reply.cost for reply in replies if reply.cost is not None and client.price != FREE]
     repeated = agreement([reading.readable for reading in readings]) if reader.repeats > 1 else None
     return {
         "version": reader.version,

@@ -24,6 +24,7 @@ from evaluation.baselines import Client, Stopped, Unanswered, connect
 from evaluation.chat import Chat, Endpoint, Reply, same_model
 from evaluation.ledger import Budget, Ledger
 from evaluation.predictions import Prediction
+from evaluation.prices import Price
 from evaluation.retries import Policy
 from tasks import shots as worked_examples
 from tasks.base import Record, Task, UserError
@@ -174,19 +175,22 @@ def _ask(request: ApiRequest, client: Client, missing: Mapping[str, Chat], unans
                 if isinstance(outcome, Unanswered):
                     unanswered[outcome.fault] += 1
                 else:
-                    file.write(prediction(identity, outcome, request).as_line() + "\n")
+                    file.write(prediction(identity, outcome, request, client.price).as_line() + "\n")
                     file.flush()
         except Stopped as reason:
             return str(reason)
     return None
 
 
-def prediction(identity: str, reply: Reply, request: ApiRequest) -> Prediction:
-    """The line of one answer. A refusal's words are its completion; `declined` says that it is one."""
+def prediction(identity: str, reply: Reply, request: ApiRequest, price: Price | None) -> Prediction:
+    """The line of one answer. A refusal's words are its completion; `declined` says that it is one.
+
+    Answers from this machine say nothing of their cost: no API charges them, but what the machine costs is not known.
+    """
     extra = {
         "snapshot": reply.snapshot,
         "declined": reply.declined,
-        "cost_usd": None if reply.cost is None else prices.usd(reply.cost),
+        "cost_usd": None if reply.cost is None or price == prices.FREE else prices.usd(reply.cost),
         "latency_s": reply.latency_s,
     }
     return Prediction(
