@@ -9,17 +9,20 @@ a value, never with a 0, and `n` of the metric says over how many items the mean
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from tqdm import tqdm
 
 from evaluation.agreement import agreement
 from evaluation.baselines import Client, Stopped, Unanswered
 from evaluation.chat import Chat, Reply
 from evaluation.pool import ItemScore
 from evaluation.predictions import Predictions
-from evaluation.prices import usd
+from evaluation.prices import FREE, usd
 from evaluation.score import Scores, summarise
 from tasks.base import Completion, Metric, Record, Task, UserError
 
@@ -169,7 +172,8 @@ def _read(
     outcomes: dict[str, Reply | Unanswered] = {}
     stopped = None
     try:
-        for name, outcome in reader.client.ask_all(chats):
+        progress = {"total": len(chats), "unit": "reply", "disable": not sys.stderr.isatty(), "leave": False}
+        for name, outcome in tqdm(reader.client.ask_all(chats), desc=reader.metric.name, **progress):
             outcomes[name] = outcome
     except Stopped as reason:
         stopped = str(reason)
@@ -215,7 +219,7 @@ def _facts(reader: Reader, readings: Sequence[Reading], replies: Sequence[Reply]
     client = reader.client
     values = Counter(value for reading in readings for value in reading.readable)
     failures = Counter(kind for reading in readings for kind in reading.failures if kind)
-    costs = [reply.cost for reply in replies if reply.cost is not None]
+    costs = [reply.cost for reply in replies if reply.cost is not None and client.price != FREE]
     repeated = agreement([reading.readable for reading in readings]) if reader.repeats > 1 else None
     return {
         "version": reader.version,

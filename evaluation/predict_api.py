@@ -7,6 +7,7 @@ command goes on with the rest, under the same budget. No Ray and no torch in her
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections import Counter
@@ -16,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from evaluation import prediction_file, prices
 from evaluation.baselines import Client, Stopped, Unanswered, connect
 from evaluation.chat import Chat, Endpoint, Reply, same_model
 from evaluation.ledger import Budget, Ledger
 from evaluation.predictions import Prediction
+from evaluation.prices import Price
 from evaluation.retries import Policy
 from tasks import shots as worked_examples
 from tasks.base import Record, Task, UserError
@@ -161,25 +165,32 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
 
 def _ask(request: ApiRequest, client: Client, missing: Mapping[str, Chat], unanswered: Counter[str]) -> str | None:
     """Ask and write, one line per answer as it comes; returns why not everything was asked, if so."""
-    with request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+    with (
+        request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+        tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
         try:
             for identity, outcome in client.ask_all(missing):
+                bar.update()
                 if isinstance(outcome, Unanswered):
                     unanswered[outcome.fault] += 1
                 else:
-                    file.write(prediction(identity, outcome, request).as_line() + "\n")
+                    file.write(prediction(identity, outcome, request, client.price).as_line() + "\n")
                     file.flush()
         except Stopped as reason:
             return str(reason)
     return None
 
 
-def prediction(identity: str, reply: Reply, request: ApiRequest) -> Prediction:
-    """The line of one answer. A refusal's words are its completion; `declined` says that it is one."""
+def prediction(identity: str, reply: Reply, request: ApiRequest, price: Price | None) -> Prediction:
+    """The line of one answer. A refusal's words are its completion; `declined` says that it is one.
+
+    Answers from this machine say nothing of their cost: no API charges them, but what the machine costs is not known.
+    """
     extra = {
         "snapshot": reply.snapshot,
         "declined": reply.declined,
-        "cost_usd": None if reply.cost is None else prices.usd(reply.cost),
+        "cost_usd": None if reply.cost is None or price == prices.FREE else prices.usd(reply.cost),
         "latency_s": reply.latency_s,
     }
     return Prediction(
