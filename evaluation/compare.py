@@ -8,16 +8,17 @@ folders; the runner of `benchmark` and `demo` passes them directly.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast, get_args
 
-from evaluation import economy, examples, report
+from evaluation import economy, examples, jsonl, report
 from evaluation.comparison import Clean, Comparison, Entry, Model, Pair, Role, Tokens, best
-from evaluation.intervals import estimate
+from evaluation.intervals import Estimate, estimate
+from evaluation.judge import Reader, read_all
 from evaluation.paired import PairedTest, holm, paired_test
 from evaluation.pool import ItemScore, TaskSpec, score_pair
 from evaluation.power import Detectable, detectable_mean, detectable_proportion
@@ -26,8 +27,15 @@ from evaluation.score import Scores, count_errors, read_items, score, summarise
 from evaluation.series import series
 from tasks.base import Completion, Metric, Record, Task, UserError
 
+Readers = Callable[[str], Sequence[Reader]]
+
 _TUNED_WORDS = {"tuned", "finetuned", "ft", "sft"}
 _BASE_WORDS = {"base", "untuned", "pretrained"}
+
+
+def no_readers(label: str) -> Sequence[Reader]:
+    """No judge and no extractor, for any row."""
+    return ()
 
 
 def compare(
@@ -46,6 +54,7 @@ def compare(
     usd_per_worker_hour: float | None = None,
     processes: int | None = None,
     spec: TaskSpec | None = None,
+    readers: Readers = no_readers,
 ) -> dict[str, Any]:
     """Score the entries, compare them and write the report.
 
@@ -61,6 +70,7 @@ def compare(
         leaks: record id -> why it may have been seen in training; the report flags them and scores without them too.
         usd_per_worker_hour: price of a worker (a GPU, or a CPU process), for costs of tuning and of own answers.
         limit, processes, spec: as in `score`.
+        readers: label of a row -> the judge and the extractor that read its answers.
 
     Returns:
         the content of results.json.
@@ -82,6 +92,7 @@ def compare(
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
+        readers=readers,
     )
     return report.write(comparison, out)
 
@@ -99,13 +110,14 @@ def measure(
     limit: int | None,
     processes: int | None,
     spec: TaskSpec | None,
+    readers: Readers = no_readers,
     leaks: Mapping[str, str] | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
     _check_labels(entries)
     score_as: dict[str, Any] = {"limit": limit, "processes": processes, "spec": spec, "price": usd_per_worker_hour}
-    rows = tuple(_model(entry, task, records, **score_as) for entry in entries)
+    task, rows = _with_assisted(task, [_model(entry, task, records, readers=readers, **score_as) for entry in entries])
     metric = headline_metric(task)
     subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
     others = [row for row in rows if row is not subject]
@@ -170,6 +182,15 @@ def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
     ]
 
 
+def _with_assisted(task: Task, rows: Sequence[Model]) -> tuple[Task, tuple[Model, ...]]:
+    """The task with the assisted metrics that any row has; rows without them have no value there."""
+    full = task.with_assisted({name for row in rows for name in row.scores.metrics})
+    nothing = Estimate(None, None, None, 0)
+    metrics = [{name: row.scores.metrics.get(name, nothing) for name in full.metric_names} for row in rows]
+    filled = (replace(row, scores=replace(row.scores, metrics=m)) for row, m in zip(rows, metrics, strict=True))
+    return full, tuple(filled)
+
+
 def _detectable(metric: Metric, result: PairedTest, a: Sequence[float], b: Sequence[float]) -> Detectable:
     """What this test would have found, the models disagreeing as often as they did."""
     if metric.kind == "proportion":
@@ -203,6 +224,7 @@ def _model(
     limit: int | None,
     processes: int | None,
     spec: TaskSpec | None,
+    readers: Readers,
     price: float | None,
 ) -> Model:
     if entry.predictions.is_dir():
@@ -210,6 +232,7 @@ def _model(
     else:
         predictions = read_predictions(entry.predictions)
         scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
+        scores = read_all(readers(entry.label), task, records[:limit], predictions, scores)
         answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
     return Model(
         label=entry.label,
@@ -251,7 +274,9 @@ def _tokens(answers: Sequence[Prediction]) -> Tokens | None:
 def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: int | None) -> Scores:
     """Scores that `score --out` wrote, put in the order of the references; records without one count as empty."""
     by_id = {item.id: item for item in read_items(folder / "scores.jsonl")}
-    strange = sorted({name for item in by_id.values() for name in item.metrics}.difference(task.metric_names))
+    names = {name for item in by_id.values() for name in item.metrics}
+    task = task.with_assisted(names)
+    strange = sorted(names.difference(task.metric_names))
     if strange:
         raise UserError(
             got=f"{folder}: scores with the metric {strange[0]!r}",
@@ -268,7 +293,9 @@ def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: i
         )
     warnings = (f"{len(absent)} of {len(wanted)} records have no score; they count as empty answers",) if absent else ()
     items = tuple(by_id.get(record.id) or score_pair(task, record, Completion("")) for record in wanted)
-    return _recount(task, items, missing=len(absent), warnings=warnings)
+    beside = folder / "metrics.json"
+    assisted = jsonl.read_object(beside).get("assisted", {}) if beside.is_file() else {}
+    return replace(_recount(task, items, missing=len(absent), warnings=warnings), assisted=assisted)
 
 
 def _recount(task: Task, items: tuple[ItemScore, ...], *, missing: int, warnings: tuple[str, ...]) -> Scores:

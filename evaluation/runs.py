@@ -10,13 +10,13 @@ on task, split and source, loads the references and calls `compare`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation import jsonl, training
-from evaluation.compare import compare, role_of
+from evaluation.compare import Readers, compare, no_readers, role_of
 from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
 from tasks import sources
@@ -69,11 +69,13 @@ def compare_paths(
     leaks: Path | None = None,
     usd_per_worker_hour: float | None = None,
     processes: int | None = None,
+    readers: Callable[[Task], Readers] = lambda task: no_readers,
 ) -> dict[str, Any]:
     """`fulltune compare`: resolve the paths, load the references, compare; returns the content of results.json.
 
     What is not given is taken from the folders; without a split there either it is "test". `leaks` is a JSON object
-    of record ids with reasons, `usd_per_worker_hour` the price of a worker of training and prediction.
+    of record ids with reasons, `usd_per_worker_hour` the price of a worker of training and prediction, `readers` gives
+    the judge and the extractor once the task is known.
 
     Raises:
         UserError: a path that holds no predictions, rows of different tasks or splits, or no task or source anywhere.
@@ -100,6 +102,7 @@ def compare_paths(
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
+        readers=readers(plugin),
     )
 
 

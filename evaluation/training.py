@@ -61,6 +61,7 @@ def setting(config: Mapping[str, Any]) -> str:
 
 
 def _at(tree: Mapping[str, Any], *keys: str) -> Any:
+    node: Any = tree
     for key in keys:
-        tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
-    return tree if tree != {} else None
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
