@@ -177,6 +177,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "spreads": [findings.spread_sentence(spread, comparison) for spread in comparison.series.seeds],
         "prompts": findings.prompt_sentences(comparison),
         "money": findings.economy_sentences(comparison),
+        "readers": findings.reader_sentences(comparison),
         "leak_sentence": findings.leak_sentence(comparison),
         "settings": settings(comparison),
         "loss_sentence": wording.loss_sentence(steps) if steps else "",
