@@ -243,7 +243,7 @@ def visit(page: Page, out: Path, axe: Path | None, *, width: int, scheme: str) -
         links(page)
         fits(page, width)
     if scheme == "light" and width == WIDTHS[0]:
-        page.pdf(path=out / "print.pdf", format="A4")
+        page.pdf(path=out / "print.pdf", format="A4", prefer_css_page_size=True)
     if axe is not None:
         accessibility(page, axe)
 

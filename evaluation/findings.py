@@ -5,7 +5,9 @@ Used by report, beside `wording` and under its rule: a sentence says what the fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from evaluation.comparison import Comparison, Model, Pair
 from evaluation.economy import BreakEven
@@ -176,6 +178,27 @@ def _break_even(row: BreakEven, label: str) -> str:
     if row.answers is None:
         return f"{start} {row.why}."
     return f"{start} {label} has paid for its tuning after {counted(row.answers, 'answer')}."
+
+
+def reader_sentences(comparison: Comparison) -> list[str]:
+    """What judges and extractors did and cost, per row: part of what answers of that row take to be used."""
+    return [
+        _reader(model.label, name, facts)
+        for model in comparison.models
+        for name, facts in model.scores.assisted.items()
+    ]
+
+
+def _reader(label: str, name: str, facts: Mapping[str, Any]) -> str:
+    items, failures = int(facts.get("items", 0)), facts.get("failures") or {}
+    failed = ", ".join(f"{kind} {count}" for kind, count in failures.items()) or "none"
+    cost = facts.get("answers_cost_usd")
+    price = "cost unknown" if cost is None or not items else f"{usd(1000 * cost / items)} per 1,000 answers"
+    text = f"{label}, {name}: read by {facts.get('model')} (version {facts.get('version')}), {counted(items, 'item')}, "
+    text += f"failures: {failed}; {price}"
+    agreement = facts.get("agreement") or {}
+    shown = ", ".join(f"{key} {value:.3g}" for key, value in agreement.items() if isinstance(value, int | float))
+    return f"{text}; agreement over {facts.get('repeats')} readings: {shown}." if shown else f"{text}."
 
 
 def usd(value: float) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evaluation import browser, charts, findings, jsonl, markup, plots, wording
 from evaluation.comparison import Comparison, Model
 from evaluation.examples import marks
-from tasks.base import Metric, Published
+from tasks.base import Metric, Published, Task
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -163,7 +163,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "limits": wording.limits(comparison),
         "findings": findings.findings(comparison),
         "headline": headline,
-        "published_rows": published_rows(comparison, headline),
+        "published_rows": published_rows(task, headline),
         "chart": sorted(plots.shares(task.metrics), key=lambda metric: not metric.headline),
         "categories": categories(comparison),
         "outcomes": outcomes(comparison),
@@ -177,6 +177,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "spreads": [findings.spread_sentence(spread, comparison) for spread in comparison.series.seeds],
         "prompts": findings.prompt_sentences(comparison),
         "money": findings.economy_sentences(comparison),
+        "readers": findings.reader_sentences(comparison),
         "leak_sentence": findings.leak_sentence(comparison),
         "settings": settings(comparison),
         "loss_sentence": wording.loss_sentence(steps) if steps else "",
@@ -234,12 +235,15 @@ def _tokens(comparison: Comparison) -> dict[str, list[str]]:
     }
 
 
-def published_rows(comparison: Comparison, metrics: list[Metric]) -> list[tuple[str, str, list[Published | None]]]:
-    """(model, setting, one figure per metric) of what others printed, as far as it has one of `metrics`."""
+def published_rows(task: Task, metrics: list[Metric]) -> list[tuple[str, str, list[Published | None]]]:
+    """(model, setting, one figure per metric) of what others printed, as far as it has one of `metrics`.
+
+    Of two figures for the same thing (an exact one and "> 0.90") the first stands here; the sources list both.
+    """
     found: dict[tuple[str, str], dict[str, Published]] = {}
-    for row in comparison.task.published:
+    for row in task.published:
         if row.metric in {metric.name for metric in metrics}:
-            found.setdefault((row.model, row.setting), {})[row.metric] = row
+            found.setdefault((row.model, row.setting), {}).setdefault(row.metric, row)
     return [(model, setting, [by.get(m.name) for m in metrics]) for (model, setting), by in found.items()]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,26 @@ def test_published_figures_stand_apart_and_are_marked(html: str) -> None:
     assert "Big-1 tuned correct 90.0 % published a paper, table 2" in sources
     assert "Big-2 prompt correct > 0.5 approximate a chart" in sources
     assert html.count("Big-1") == 2
+
+
+def test_what_a_judge_or_extractor_cost_and_failed_is_shown(comparison: Comparison) -> None:
+    facts = {"model": "small-judge", "version": "2", "items": 120, "failures": {"unreadable": 3}, "repeats": 2}
+    facts |= {"answers_cost_usd": 0.06, "agreement": {"exact": 0.9, "pairs": 117}}
+    models = [replace(m, scores=replace(m.scores, assisted={"judged": facts})) for m in comparison.models[:1]]
+    shown = replace(comparison, models=(*models, *comparison.models[1:]))
+    said = (
+        "base, judged: read by small-judge (version 2), 120 items, failures: unreadable 3; $0.50 per 1,000 answers; "
+        "agreement over 2 readings: exact 0.9, pairs 117."
+    )
+    assert said in " ".join(Page(report.render_html(shown)).text)
+    assert said in report.render_markdown(shown, [])
+
+
+def test_of_two_published_figures_the_first_stands_in_the_table() -> None:
+    task = tasks.get("viggo")
+    rows = report.published_rows(task, [task.metric("attributes_ordered"), task.metric("attributes")])
+    figures = next(found for model, setting, found in rows if model == "Llama-2-13B" and "tuned" in setting)
+    assert [row.value if row else None for row in figures] == [0.98, "> 0.90"]
 
 
 def test_every_section_is_there(html: str) -> None:
