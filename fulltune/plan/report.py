@@ -63,6 +63,7 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
         "deepspeed": choice.deepspeed,
         "workers": choice.workers,
         "micro_batch_tokens": choice.micro_batch_tokens,
+        "micro_batches_per_step": choice.micro_batches,
         "gradient_checkpointing": choice.gradient_checkpointing,
         "step_seconds": choice.step_seconds,
         "gpu_bytes": choice.gpu_bytes,
@@ -127,7 +128,7 @@ def _time(found: Plan) -> list[str]:
     work = found.work
     cost = f"${found.cost_usd:,.2f}" if found.cost_usd is not None else "no price"
     return [
-        f"run: {work.steps:,} steps of {work.micro_batches} micro-batches per worker, {work.tokens:,} tokens "
+        f"run: {work.steps:,} steps of {work.micro_batches} micro-batch(es) per worker, {work.tokens:,} tokens "
         f"({work.supervised / work.tokens:.0%} supervised)",
         f"time: {hours(found.hours)} planned; cost: {cost}",
     ]
