@@ -60,7 +60,7 @@ def test_text_fits_one_screen_and_says_planned(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "planned, not measured" in lines[0]
     assert len(lines) <= 45
-    assert max(len(line) for line in lines) <= 160
+    assert max(len(line) for line in lines) <= 120
 
 
 def test_what_does_not_fit_has_exit_code_1_and_a_way_out(capsys):
