@@ -1,6 +1,6 @@
 """The training engine on DeepSpeed: the only package that imports it.
 
-The names are loaded when they are asked for, so that `fulltune.engine.settings`, which a plan reads, is cheap.
+The names are loaded when they are asked for: a plan reads `fulltune.engine.settings` without paying for DeepSpeed.
 """
 
 from __future__ import annotations

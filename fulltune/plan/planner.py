@@ -103,7 +103,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
     host_memory = options.host_memory or (gpu.node_memory if gpu else _this_machine())
     seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
     hours = work.steps * seconds / 3600
-    price = _price(gpu, options)
+    price = price_of(gpu, options)
     searched = (config, made, lengths, gpu, host_memory) if gpu else None
     return Plan(
         config=config,
@@ -161,7 +161,8 @@ def _this_machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _price(gpu: Gpu | None, options: Options) -> float | None:
+def price_of(gpu: Gpu | None, options: Options) -> float | None:
+    """USD per GPU and hour: the user's, or the table's; None where neither is known."""
     if options.usd_per_hour is not None:
         return options.usd_per_hour
     listed = hardware.price(gpu.name) if gpu else None
@@ -179,9 +180,8 @@ def _problems(found: Memory, gpu: Gpu | None, host_memory: int) -> tuple[str, ..
 
 
 def _study(made: Setup, work: Workload, gpu: Gpu) -> Study:
-    plain = sharding.Sharding(stage=3, overlap_comm=True, max_live=500_000_000, reduce_bucket=20_000_000)
-    moved = replace(plain, offload_optimizer="cpu", offload_param="cpu")
-    without, with_offload = replace(made, sharding=plain), replace(made, sharding=moved)
+    moved = replace(sharding.ZERO_3, offload_optimizer="cpu", offload_param="cpu")
+    without, with_offload = replace(made, sharding=sharding.ZERO_3), replace(made, sharding=moved)
     resident = memory.memory(without)
     return Study(
         states_without_offload=resident.gpu.parameters + resident.gpu.gradients + resident.gpu.optimizer,

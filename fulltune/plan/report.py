@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+from dataclasses import replace
 from typing import Any
 
-from fulltune.plan import hardware, memory, planner, search, sharding
+from fulltune.plan import hardware, memory, planner, search, sharding, time
 from fulltune.plan.hardware import Gpu
+from fulltune.plan.memory import Setup
 from fulltune.plan.planner import Plan, gb
 from fulltune.plan.search import Choice
+
+WIDTH = 120
 
 
 def as_json(found: Plan) -> dict[str, Any]:
@@ -63,6 +68,7 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
         "deepspeed": choice.deepspeed,
         "workers": choice.workers,
         "micro_batch_tokens": choice.micro_batch_tokens,
+        "micro_batches_per_step": choice.micro_batches,
         "gradient_checkpointing": choice.gradient_checkpointing,
         "step_seconds": choice.step_seconds,
         "gpu_bytes": choice.gpu_bytes,
@@ -101,7 +107,8 @@ def text(found: Plan) -> str:
     ]
     if found.gpu is not None:
         lines += ["", *_choices(found), "", *_study_text(found), "", *_types(found)]
-    return "\n".join([*lines, "", "assumptions", *(f"  {line}" for line in found.assumptions)])
+    wrapped = (textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in found.assumptions)
+    return "\n".join([*lines, "", "assumptions", *wrapped])
 
 
 def _memory(found: Plan) -> list[str]:
@@ -127,7 +134,7 @@ def _time(found: Plan) -> list[str]:
     work = found.work
     cost = f"${found.cost_usd:,.2f}" if found.cost_usd is not None else "no price"
     return [
-        f"run: {work.steps:,} steps of {work.micro_batches} micro-batches per worker, {work.tokens:,} tokens "
+        f"run: {work.steps:,} steps of {work.micro_batches} micro-batch(es) per worker, {work.tokens:,} tokens "
         f"({work.supervised / work.tokens:.0%} supervised)",
         f"time: {hours(found.hours)} planned; cost: {cost}",
     ]
@@ -170,19 +177,23 @@ def _study_text(found: Plan) -> list[str]:
 
 
 def _types(found: Plan) -> list[str]:
-    """The same run on every type of GPU in the table: as configured, and with ZeRO-3 alone."""
-    lines = [f"{'the same on':<12}{'memory':>10}  {'as configured':<26}{'ZeRO-3 without offload':<26}"]
-    for gpu in hardware.GPUS:
-        cells = [_cell(found, gpu, found.setup.sharding), _cell(found, gpu, sharding.Sharding(3, max_live=500_000_000,
-                 reduce_bucket=20_000_000, overlap_comm=True))]  # fmt: skip
-        lines.append(f"{gpu.name:<12}{gb(gpu.memory):>10}  {cells[0]:<26}{cells[1]:<26}")
-    return lines
+    """The same run on every type of GPU in the table, at listed prices: as configured, and with ZeRO-3 alone."""
+    columns = (
+        f"{'the same on':<12}{'memory':>9}   {'as configured':<24}{'time':>10}{'cost':>12}   ZeRO-3 without offload"
+    )
+    return [columns, *(_type(found, gpu) for gpu in hardware.GPUS)]
 
 
-def _cell(found: Plan, gpu: Gpu, tried: sharding.Sharding) -> str:
-    from dataclasses import replace
+def _type(found: Plan, gpu: Gpu) -> str:
+    made = replace(found.setup, workers_per_node=min(found.setup.workers, gpu.node_size))
+    run_hours = found.work.steps * time.step_seconds(made, found.work, gpu) / 3600
+    price = hardware.price(gpu.name)
+    cost = f"${run_hours * made.workers * price.usd_per_hour:,.2f}" if price else "no price"
+    alone = _cell(replace(made, sharding=sharding.ZERO_3), gpu)
+    return f"{gpu.name:<12}{gb(gpu.memory):>9}   {_cell(made, gpu):<24}{hours(run_hours):>10}{cost:>12}   {alone}"
 
-    per_node = min(found.setup.workers, gpu.node_size)
-    need = memory.memory(replace(found.setup, sharding=tried, workers_per_node=per_node))
+
+def _cell(made: Setup, gpu: Gpu) -> str:
+    need = memory.memory(made)
     good = search.fits(need, gpu, gpu.node_memory)
-    return f"{gb(need.gpu.total):>9} {'fits' if good else 'does not fit'}"
+    return f"{gb(need.gpu.total):>8} {'fits' if good else 'does not fit'}"

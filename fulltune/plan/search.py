@@ -18,7 +18,7 @@ from fulltune.plan.workload import Lengths
 
 SHARDINGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_offload_all")
 MICRO_BATCHES = tuple(2**power for power in range(9, 16))  # 512 to 32,768 tokens
-CLUSTERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CLUSTERS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,14 @@ class Choice:
 
     Attributes:
         deepspeed: the shipped file.
+        micro_batches: per worker and step.
         step_seconds: planned.
     """
 
     deepspeed: str
     workers: int
     micro_batch_tokens: int
+    micro_batches: int
     gradient_checkpointing: bool
     step_seconds: float
     gpu_bytes: int
@@ -47,10 +49,13 @@ def fits(found: Memory, gpu: Gpu, host_memory: int) -> bool:
 def fastest(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Choice | None:
     """The fastest configuration that fits on `setup.workers` GPUs; None where none does.
 
-    Of equally fast ones, the one that leaves most memory free.
+    Of equally fast ones, the one that moves least off the GPU, then the one with the fewest passes, then the smallest.
     """
-    options = list(_choices(config, setup, lengths, gpu, host_memory))
-    return min(options, key=lambda option: (round(option.step_seconds, 3), option.gpu_bytes), default=None)
+    return min(_choices(config, setup, lengths, gpu, host_memory), key=_rank, default=None)
+
+
+def _rank(choice: Choice) -> tuple[float, int, int, int]:
+    return round(choice.step_seconds, 3), SHARDINGS.index(choice.deepspeed), choice.micro_batches, choice.gpu_bytes
 
 
 def smallest(
@@ -66,7 +71,7 @@ def smallest(
             if offload or "offload" not in option.deepspeed
         ]
         if options:
-            return min(options, key=lambda option: option.step_seconds)
+            return min(options, key=_rank)
     return None
 
 
@@ -82,5 +87,13 @@ def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_m
                 tried = replace(setup, sharding=read, batch=work.largest, checkpointing=checkpointing)
                 found = planned.memory(tried)
                 if fits(found, gpu, host_memory):
-                    seconds = time.step_seconds(tried, work, gpu)
-                    yield Choice(name, setup.workers, size, checkpointing, seconds, found.gpu.total, found.host)
+                    yield Choice(
+                        deepspeed=name,
+                        workers=setup.workers,
+                        micro_batch_tokens=size,
+                        micro_batches=work.micro_batches,
+                        gradient_checkpointing=checkpointing,
+                        step_seconds=time.step_seconds(tried, work, gpu),
+                        gpu_bytes=found.gpu.total,
+                        host_bytes=found.host,
+                    )

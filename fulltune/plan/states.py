@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
@@ -47,6 +48,7 @@ class States:
         return self.parameters + self.gradients + self.optimizer
 
 
+@lru_cache(maxsize=256)
 def states(shape: ModelShape, sharding: Sharding, *, workers: int, dtype_bytes: int, decay_groups: bool) -> States:
     """The states of the worker that holds most.
 

@@ -31,7 +31,7 @@ def step_seconds(setup: Setup, work: Workload, gpu: Gpu | None, *, cpus: float =
     if gpu is None:
         return flops / (CPU_FLOPS * cpus * setup.workers)
     compute = flops / (mfu(gpu) * gpu.bf16_flops * setup.workers)
-    return max(compute, _communication_seconds(setup, work, gpu)) + _offload_seconds(setup)
+    return max(compute, _communication_seconds(setup, work, gpu)) + _offload_seconds(setup, work.micro_batches)
 
 
 def training_flops(shape: ModelShape, work: Workload) -> float:
@@ -53,10 +53,16 @@ def _communication_seconds(setup: Setup, work: Workload, gpu: Gpu) -> float:
     return volume / (gpu.link_bandwidth if inside else gpu.network_bandwidth)
 
 
-def _offload_seconds(setup: Setup) -> float:
-    """Gradients down, weights up, and Adam on the host: read and written, three states of four bytes."""
-    if setup.sharding.offload_optimizer == "none":
-        return 0.0
-    share = setup.shape.parameters / setup.workers
-    slower = 4 if setup.sharding.offload_optimizer == "nvme" else 1
-    return 2 * setup.dtype_bytes * share / PCIE + slower * 2 * 12 * share / CPU_ADAM
+def _offload_seconds(setup: Setup, micro_batches: int) -> float:
+    """Gradients down, weights up, and Adam on the host: three states of four bytes, read and written.
+
+    Offloaded weights come back over PCIe for every gather.
+    """
+    share, e = setup.shape.parameters / setup.workers, setup.dtype_bytes
+    seconds = 0.0
+    if setup.sharding.offload_optimizer != "none":
+        slower = 4 if setup.sharding.offload_optimizer == "nvme" else 1
+        seconds += 2 * e * share / PCIE + slower * 2 * 12 * share / CPU_ADAM
+    if setup.sharding.offload_param != "none":
+        seconds += 2 * micro_batches * e * share / PCIE
+    return seconds
