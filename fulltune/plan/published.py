@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from fulltune.plan.flops import StepFlops, head_weights, linear_weights, step_flops
 from fulltune.plan.shape import ModelShape
@@ -75,7 +75,8 @@ def rows() -> tuple[Row, ...]:
 
 def _row(record: dict[str, str]) -> Row:
     hints = get_type_hints(Row)
-    return Row(**{field.name: _value(record[field.name], hints[field.name]) for field in fields(Row)})
+    values: dict[str, Any] = {field.name: _value(record[field.name], hints[field.name]) for field in fields(Row)}
+    return Row(**values)
 
 
 def _value(text: str, kind: object) -> str | int | float | None:
