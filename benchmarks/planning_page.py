@@ -1,4 +1,4 @@
-"""Writes the tables of docs/planning.md, so that the page and the code cannot drift apart.
+"""Writes the tables of docs/planning_evidence.md, so that the page and the code cannot drift apart.
 
     python -m benchmarks.planning_page [--check]
 
@@ -25,7 +25,7 @@ from fulltune.plan.memory import Memory, Setup, memory
 from fulltune.plan.sharding import Sharding
 from fulltune.plan.throughput import StepTime
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "planning.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "planning_evidence.md"
 
 # GSM8K as the study trains it: 7,473 rows in steps of 256, 190 tokens a row and two thirds supervised (with a tokenizer
 # that splits digits; Llama-2's is a little longer), padded to 512 there and packed here
