@@ -24,7 +24,7 @@ class Gpu:
         bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second.
         memory_bandwidth: bytes per second.
         link_bandwidth: bytes per second to the other GPUs of a usual node, one direction.
-        network_bandwidth: bytes per second per GPU to other nodes, in the usual cloud instance.
+        network_bandwidth: bytes per second between nodes; a ring collective crosses each once, whatever it holds.
         node_size: GPUs of that instance.
         node_memory: bytes of its host memory.
         source: of memory and peak.
@@ -62,7 +62,7 @@ def _gpu(
         bf16_flops=tflops * 1e12,
         memory_bandwidth=hbm * 1e9,
         link_bandwidth=link * 1e9,
-        network_bandwidth=gbit * 1e9 / 8 / size,
+        network_bandwidth=gbit * 1e9 / 8,
         node_size=size,
         node_memory=host * GIB,
         source=source,
@@ -71,9 +71,7 @@ def _gpu(
 
 # total memory: what CUDA's out-of-memory messages report, smallest figure seen in public issues
 GPUS: tuple[Gpu, ...] = (
-    _gpu(
-        "A10G", 21.99, 70, 600, 16, 100, (8, 768), "A10 capacity: CogVLM issue 236; peak: 70 TFLOP/s dense; g5.48xlarge"
-    ),
+    _gpu("A10G", 21.99, 70, 600, 16, 100, (8, 768), "A10 capacity: CogVLM issue 236; 70 TFLOP/s dense; g5.48xlarge"),
     _gpu("L4", 21.99, 121, 300, 16, 100, (8, 768), f"{DATASHEET}; memory as A10; g6.48xlarge"),
     _gpu("L40S", 44.40, 362, 864, 32, 400, (8, 1536), f"L40 capacity: Qwen3-VL issue 2097; {DATASHEET}; g6e.48xlarge"),
     _gpu("RTX-4090", 23.52, 165, 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {DATASHEET}; a workstation"),
@@ -94,9 +92,7 @@ ALIASES = {
 }
 
 PRICES: tuple[Price, ...] = (
-    Price(
-        "A10G", 1.006, "2026-06", "AWS g5.xlarge on demand, us-east-1 (factualminds.com); larger instances cost more"
-    ),
+    Price("A10G", 1.006, "2026-06", "AWS g5.xlarge on demand (factualminds.com); larger ones cost more"),
     Price("L4", 0.80, "2026-03", "AWS g6, lower end of the range (costnimbus.com)"),
     Price("A100-40", 1.844, "2024-12", "AWS capacity blocks p4d, us-east-2; on demand costs more"),
     Price("H100", 3.90, "2026-03", "AWS P5 on demand (costnimbus.com)"),

@@ -160,7 +160,7 @@ def resting_buckets(setup: Setup) -> int:
 
 
 def gathered(setup: Setup) -> int:
-    """Weights that stage 3 holds whole beside the shards: at most `max_live`, and the largest module if that is more."""
+    """Weights that stage 3 holds whole beside the shards: up to `max_live`, or the largest tensor if that is more."""
     if setup.sharding.stage != 3:
         return 0
     limit = max(setup.sharding.max_live, setup.shape.largest_tensor) + setup.sharding.prefetch_bucket

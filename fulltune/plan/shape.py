@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 Tensor = tuple[str, tuple[int, ...]]
@@ -28,7 +29,7 @@ SIZES = frozenset(
 WRITTEN_DOWN = {"llama": SIZES, "mistral": SIZES, "qwen2": SIZES, "qwen3": SIZES | {"head_dim"}}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the sums below are kept
 class ModelShape:
     """A decoder-only language model as a plan sees it.
 
@@ -51,15 +52,15 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     tie_embeddings: bool
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...] = field(hash=False)
     gated_mlp: bool = True
     head_norms: bool = False
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(math.prod(size) for _, size in self.tensors)
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         """Parameters of the largest decoder layer."""
         layers: dict[str, int] = {}
@@ -70,7 +71,7 @@ class ModelShape:
                 layers[key] = layers.get(key, 0) + math.prod(size)
         return max(layers.values(), default=self.parameters // max(1, self.num_layers))
 
-    @property
+    @cached_property
     def largest_tensor(self) -> int:
         """Elements of the largest single parameter, as a rule an embedding."""
         return max(math.prod(size) for _, size in self.tensors)

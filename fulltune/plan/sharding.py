@@ -45,6 +45,10 @@ class Sharding:
         return ", ".join([f"ZeRO-{self.stage}", *parts])
 
 
+# nothing offloaded, buckets of 40 MB, a gigabyte of gathered weights in bf16: what the Llama-2 files come to
+ZERO_3 = Sharding(stage=3, overlap_comm=True, reduce_bucket=20_000_000, max_live=500_000_000)
+
+
 def read(settings: Mapping[str, Any]) -> Sharding:
     """The sharding that a DeepSpeed configuration asks for."""
     zero = settings.get("zero_optimization", {})

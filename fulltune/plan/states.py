@@ -1,7 +1,7 @@
 """Bytes of the model states on one worker: weights, gradients, master weights, Adam moments, by ZeRO stage.
 
 Follows what DeepSpeed 0.19 allocates (runtime/zero/stage_1_and_2.py, stage3.py), which is a little more than the ZeRO
-paper's formulas: stages 1 and 2 keep a master copy even in float32, and a gradient that straddles a partition is kept
+paper's formulas: stages 1 to 3 keep a master copy even in float32, and a gradient that straddles a partition is kept
 whole by both its owners. `benchmarks/plan_memory.py` holds these numbers against tensors counted in live engines.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
@@ -47,6 +48,7 @@ class States:
         return self.parameters + self.gradients + self.optimizer
 
 
+@lru_cache(maxsize=256)
 def states(shape: ModelShape, sharding: Sharding, *, workers: int, dtype_bytes: int, decay_groups: bool) -> States:
     """The states of the worker that holds most.
 
@@ -103,7 +105,8 @@ def _stage_1_and_2(
 def _stage_3(shape: ModelShape, sharding: Sharding, groups: Sequence[Sequence[int]], workers: int, e: int) -> States:
     sizes = [size for group in groups for size in group]
     owned = sum(math.ceil(size / workers) for size in sizes)
-    persistent = sum(size for size in sizes if size <= sharding.persistence_threshold)
+    # what persists stays gathered beside its shard; a single worker's shard is the whole
+    persistent = sum(size for size in sizes if size <= sharding.persistence_threshold) if workers > 1 else 0
     secondary = e * math.ceil(shape.parameters / sharding.hpz_partition) if sharding.hpz_partition > 1 else 0
     mixed = e != FP32
     optimizer_stays = sharding.offload_optimizer == "none"
@@ -113,7 +116,7 @@ def _stage_3(shape: ModelShape, sharding: Sharding, groups: Sequence[Sequence[in
     return States(
         parameters=weights + e * persistent + secondary,
         gradients=e * owned if optimizer_stays else 0,
-        master=FP32 * owned if optimizer_stays and mixed else 0,
+        master=FP32 * owned if optimizer_stays else 0,
         moments=2 * FP32 * owned if optimizer_stays else 0,
         update=step * (FP32 + (e if mixed else 0)) if optimizer_stays else 0,
         host=on_host,
