@@ -1,4 +1,4 @@
-"""docs/planning_evidence.md: its tables are what the code computes now, and its statements about the study are true of them."""
+"""docs/planning_evidence.md: its tables are what the code computes, what it says of the study is true of them."""
 
 from __future__ import annotations
 
