@@ -151,14 +151,12 @@ def planned(run: Any, engine: Any, workers: Any, micro_batches: int) -> dict[str
     from fulltune.engine import settings
     from fulltune.plan import collectives, shape, sharding
 
-    named = settings.base(run)
     traffic = collectives.step_traffic(
         shape.of(engine.module.config.to_dict()),
-        sharding.read(named),
+        sharding.read(settings.base(run)),
         workers=workers.size,
         micro_batches=micro_batches,
         dtype_bytes=2 if run.model.dtype == "bfloat16" else 4,
-        reuse_distance=named["zero_optimization"].get("stage3_max_reuse_distance", collectives.REUSE_DISTANCE),
     )
     return {name: value for name, value in asdict(traffic).items() if value}
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
 
-REUSE_DISTANCE = 1_000_000_000  # DeepSpeed's default of stage3_max_reuse_distance, in elements
-
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -46,27 +44,25 @@ def step_traffic(
     workers: int,
     micro_batches: int,
     dtype_bytes: int,
-    reuse_distance: int = REUSE_DISTANCE,
 ) -> Traffic:
     """What one optimizer step exchanges; sums of single numbers (loss, norm) are left out.
 
     Args:
         micro_batches: forward and backward passes of each worker in the step.
         dtype_bytes: of weights and gradients; DeepSpeed reduces in the training dtype.
-        reuse_distance: `stage3_max_reuse_distance` of the DeepSpeed file.
     """
     if workers == 1:
         return Traffic()
-    whole = dtype_bytes * shape.parameters
+    sizes = [math.prod(size) for _, size in shape.tensors]
+    whole = dtype_bytes * sum(sizes)
     if sharding.stage == 0:
         return Traffic(all_reduce=whole)
     if sharding.stage < 3:
         return Traffic(all_reduce=whole * (micro_batches if sharding.stage == 2 else 1), all_gather=whole)
-    sizes = [math.prod(size) for _, size in shape.tensors]
     persistent = sum(size for size in sizes if size <= sharding.persistence_threshold)
     gathered = sum(sizes) - persistent
     # between the two uses of a weight lies twice what stands after it; what the prefetch reaches is kept as well
-    kept = min(gathered, max(reuse_distance, sharding.prefetch_bucket) // 2)
+    kept = min(gathered, max(sharding.reuse_distance, sharding.prefetch_bucket) // 2)
     return Traffic(
         reduce_scatter=whole * micro_batches,
         all_gather=dtype_bytes * (persistent + micro_batches * (2 * gathered - kept)),

@@ -205,8 +205,8 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         f"fragmentation; {gpu.name} with {gb(gpu.memory)} usable ({gpu.source})"
     )
     found.append(
-        f"time: planned at {time.mfu(gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s ({time.SOURCE}) or at the speed "
-        "of the network, whichever is slower; start-up, validation and checkpoints not counted"
+        f"time: matrix products at {time.efficiency(made, gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s, and memory "
+        f"traffic, or the network, whichever is slower ({time.SOURCE}); start-up, validation, checkpoints not counted"
     )
     listed = hardware.price(gpu.name)
     if options.usd_per_hour is not None:

@@ -22,6 +22,7 @@ class Sharding:
         prefetch_bucket: weights that stage 3 gathers ahead of use.
         persistence_threshold: parameters up to this size stay whole on every worker under stage 3.
         max_live: gathered weights that stage 3 keeps at most.
+        reuse_distance: elements between two uses of a weight up to which stage 3 keeps it gathered.
         sub_group: parameters whose optimizer step stage 3 takes at once.
         hpz_partition: workers that share a second copy of the weights (ZeRO++ hpZ); 1 for none.
     """
@@ -34,6 +35,7 @@ class Sharding:
     prefetch_bucket: int = 50_000_000
     persistence_threshold: int = 100_000
     max_live: int = 1_000_000_000
+    reuse_distance: int = 1_000_000_000
     sub_group: int = 1_000_000_000
     hpz_partition: int = 1
 
@@ -72,6 +74,7 @@ def read(settings: Mapping[str, Any]) -> Sharding:
         prefetch_bucket=size("stage3_prefetch_bucket_size", silent.prefetch_bucket),
         persistence_threshold=size("stage3_param_persistence_threshold", silent.persistence_threshold),
         max_live=size("stage3_max_live_parameters", silent.max_live),
+        reuse_distance=size("stage3_max_reuse_distance", silent.reuse_distance),
         sub_group=size("sub_group_size", silent.sub_group),
         hpz_partition=max(1, size("zero_hpz_partition_size", silent.hpz_partition)),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from fulltune.plan import hardware, published
-from fulltune.plan.collectives import REUSE_DISTANCE, Traffic, step_traffic
+from fulltune.plan.collectives import Traffic, step_traffic
 from fulltune.plan.flops import StepFlops, step_flops_of_sums
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Setup
@@ -39,6 +39,7 @@ UPDATE_BYTES = 28
 PCIE = 16e9
 HOST_ADAM = 20e9
 HOST_UPDATE_BYTES = 24
+NVME_SLOWER = 4  # states swapped through local disk
 
 # share of the peak that matrix products reach, by GPU and interconnect; fitted, see the module's docstring
 EFFICIENCY = {
@@ -116,7 +117,6 @@ def planned_step(
     supervised_tokens: float,
     squared_lengths: float,
     micro_batches: int,
-    reuse_distance: int = REUSE_DISTANCE,
 ) -> StepTime:
     """The step of a run that is being planned, on nodes as the table of GPUs has them.
 
@@ -139,9 +139,8 @@ def planned_step(
         workers=workers,
         micro_batches=micro_batches,
         dtype_bytes=setup.dtype_bytes,
-        reuse_distance=reuse_distance,
     )
-    nodes, rate = -(-workers // setup.workers_per_node), gpu.network_bandwidth * gpu.node_size
+    count, rate = shape.parameters, gpu.network_bandwidth * gpu.node_size
     on_device = setup.sharding.offload_optimizer == "none"
     work = Work(
         shape=shape,
@@ -150,11 +149,16 @@ def planned_step(
         logits=supervised_tokens / workers,
         recomputed_layers=recomputed,
         micro_batches=micro_batches,
-        updated=shape.parameters / (workers if setup.sharding.stage else 1) if on_device else 0.0,
-        communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=rate),
-        host=_offload_time(setup.sharding, shape.parameters / workers, setup.dtype_bytes, micro_batches),
+        updated=count / (workers if setup.sharding.stage else 1) if on_device else 0.0,
+        communication=communication_time(traffic, gpu, gpus=workers, nodes=node_count(setup), node_rate=rate),
+        host=_offload_time(setup.sharding, count / workers, setup.dtype_bytes, micro_batches),
     )
-    return step_time(work, gpu, efficiency(gpu, nodes=nodes))
+    return step_time(work, gpu, efficiency(gpu, nodes=node_count(setup)))
+
+
+def node_count(setup: Setup) -> int:
+    """How many nodes the workers fill."""
+    return -(-setup.workers // setup.workers_per_node)
 
 
 def efficiency(gpu: Gpu, *, nodes: int) -> float:
@@ -168,11 +172,14 @@ def efficiency(gpu: Gpu, *, nodes: int) -> float:
 
 
 def _offload_time(sharding: Sharding, share: float, dtype_bytes: int, micro_batches: int) -> float:
-    """Gradients down, updated weights up, Adam between; offloaded weights travel up for every gather as well."""
-    if sharding.offload_optimizer == "none":
-        return 0.0
-    gathers = 2 * micro_batches if sharding.offload_param != "none" else 0
-    return (2 + gathers) * dtype_bytes * share / PCIE + HOST_UPDATE_BYTES * share / HOST_ADAM
+    """Gradients down, updated weights up, Adam between; offloaded weights travel up for every gather."""
+    seconds = 0.0
+    if sharding.offload_optimizer != "none":
+        slower = NVME_SLOWER if sharding.offload_optimizer == "nvme" else 1
+        seconds += 2 * dtype_bytes * share / PCIE + slower * HOST_UPDATE_BYTES * share / HOST_ADAM
+    if sharding.offload_param != "none":
+        seconds += 2 * micro_batches * dtype_bytes * share / PCIE
+    return seconds
 
 
 def communication_time(traffic: Traffic, gpu: Gpu, *, gpus: int, nodes: int, node_rate: float) -> float:

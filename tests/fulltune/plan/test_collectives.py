@@ -21,9 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def traffic(stage, micro_batches=1, **sharding):
-    return step_traffic(
-        LLAMA_2_7B, Sharding(stage, **sharding), workers=8, micro_batches=micro_batches, dtype_bytes=2, reuse_distance=0
-    )
+    return step_traffic(LLAMA_2_7B, Sharding(stage, **sharding), workers=8, micro_batches=micro_batches, dtype_bytes=2)
 
 
 def test_one_worker_talks_to_nobody():
@@ -39,7 +37,7 @@ def test_stages_0_to_2():
 
 def test_stage_3_gathers_twice_and_keeps_small_parameters():
     norms = 2 * 65 * 4096
-    found = traffic(3, 4, persistence_threshold=10_000, prefetch_bucket=0)
+    found = traffic(3, 4, persistence_threshold=10_000, prefetch_bucket=0, reuse_distance=0)
     assert found == Traffic(reduce_scatter=4 * BF16, all_gather=norms + 4 * 2 * (BF16 - norms))
 
 
