@@ -76,16 +76,21 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
     places = sum(_places(node, here) for node in nodes)
     growth = _autoscaler_limits()
     possible = min((int(growth.get(key, 0) / need + 1e-9) for key, need in needs.items()), default=0) if growth else 0
-    if config.num_workers <= max(places, possible):
+    if config.min_workers <= max(places, possible):
         return
     has = ", ".join(f"{key} {sum(node.get(key, 0) for node in nodes):g}" for key in needs)
     wants = ", ".join(f"{key} {need:g}" for key, need in here.items())
     raise UserError(
-        got=f"ray.num_workers={config.num_workers} with {wants} each",
+        got=f"ray.num_workers={shown(config.num_workers)} with {wants} each",
         wanted=f"at most {max(places, possible)} such workers: the cluster has {has}"
         + (f" and may grow to {growth}" if growth else " and no autoscaler"),
         fix="lower ray.num_workers or ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
     )
+
+
+def shown(num_workers: int | tuple[int, int]) -> str:
+    """`2`, or `[1, 4]` for a range."""
+    return str(num_workers) if isinstance(num_workers, int) else f"[{num_workers[0]}, {num_workers[1]}]"
 
 
 def places(needs: dict[str, float]) -> int:

@@ -105,7 +105,7 @@ def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
         task_options=tuple(run.task_options.items()),
         columns=tuple(run.data.columns.items()),
         batch_tokens=run.report.batch_tokens,
-        workers=run.ray.num_workers,
+        workers=run.ray.max_workers,
         cpus_per_worker=run.ray.cpus_per_worker,
         use_gpu=run.ray.use_gpu,
         role=row.model,

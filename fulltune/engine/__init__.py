@@ -2,5 +2,6 @@
 
 from fulltune.engine.core import Engine, build
 from fulltune.engine.settings import stage_of
+from fulltune.engine.snapshot import Snapshot
 
-__all__ = ["Engine", "build", "stage_of"]
+__all__ = ["Engine", "Snapshot", "build", "stage_of"]
