@@ -145,8 +145,8 @@ def _point(root: Path, step: int, valid_loss: float | None) -> None:
 def _prune(root: Path, keep_last: int) -> None:
     """Removes what is older than the newest `keep_last` and not the best, and futures that were undone."""
     current = pointer(root)
-    kept = {step for step in published(root) if step <= current["step"]}
-    kept = set(sorted(kept)[-keep_last:]) | {current.get("best")}
+    not_undone = [step for step in published(root) if step <= current["step"]]
+    kept = {*not_undone[-keep_last:], current.get("best")}
     for step in published(root):
         if step not in kept:
             _discard(root / name(step))

@@ -97,6 +97,7 @@ def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
     """For each stage: 12 steps at once, and 12 steps of which 9-12 follow a restart from the checkpoint of step 8.
 
     The restarted run starts from a copy of the first one that has lost its last checkpoint; its log runs on past it.
+    `of_more_workers`: the same from runs that more workers left there before.
     """
     said: dict[str, list[str]] = {}
     for stage in arguments["stages"]:
@@ -115,6 +116,13 @@ def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
             assert session.run(run, inputs, workers, say=lines.append).finished
             said[folder.name] = lines
             gc.collect()
+    for stage in arguments.get("of_more_workers", []):
+        run = run_config(arguments, **arguments["changes"], deepspeed=f"zero{stage}")
+        folder = Path(arguments["out"]) / f"fewer-{stage}"
+        go_back(Path(arguments["out"]) / f"whole-{stage}", folder, 8)
+        inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+        assert session.run(run, inputs, workers, say=lines.append).finished
+        gc.collect()
     return {"said": said}
 
 
