@@ -11,7 +11,7 @@ from fulltune import metrics
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-]  # six processes; the quick part is in test_05_resume_is_exact
+]  # six processes; quick: test_05_resume_is_exact
 EVERY, STEPS = 4, 12
 RUNS = {
     "zero0": {"deepspeed": "zero0"},

@@ -1,5 +1,5 @@
-"""Property 5: a run that is cut and started again draws the curve of the uncut run, to the last bit at the same number of
-workers, and to 1e-6 at another. (Slow neighbours: more legs and arms, random kills, SIGKILL under Ray.)"""
+"""Property 5: a run that is cut and started again draws the curve of the uncut run, to the last bit at the same number
+of workers, and to 1e-6 at another. (Slow neighbours: more legs and arms, random kills, SIGKILL under Ray.)"""
 
 from __future__ import annotations
 
