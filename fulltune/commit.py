@@ -89,6 +89,16 @@ def publish_derived(stage: Path, final: Path, *, origin: str, files: Sequence[Pa
     _seal(stage, final, {"origin": origin, "files": entries})
 
 
+def publish_copy(root: Path, stage: Path, step: int, *, best: Mapping[str, Any]) -> None:
+    """Commits a verified copy of a checkpoint, manifest included, into a run folder that has no other."""
+    for path in stage.rglob("*"):
+        if path.is_file():
+            _flush_and_hash(path)
+    _write_atomically(root / POINTER, json.dumps({"step": 0}))
+    _rename(stage, root / name(step))
+    _write_atomically(root / POINTER, json.dumps({"step": step} | dict(best)))
+
+
 def sync_folder(folder: Path) -> None:
     """Makes names in a folder durable; a rename is not before this."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -124,6 +134,10 @@ def _await_parts(stage: Path, size: int, patience_s: float, abandoned: threading
 def _seal(stage: Path, final: Path, manifest: Mapping[str, Any]) -> None:
     """The manifest as the last file, everything flushed, then the name that makes it exist."""
     _write_durably(stage / MANIFEST, json.dumps(manifest, indent=1))
+    _rename(stage, final)
+
+
+def _rename(stage: Path, final: Path) -> None:
     for folder in [stage, *(path for path in stage.rglob("*") if path.is_dir())]:
         sync_folder(folder)
     if final.exists():  # a damaged checkpoint of the same step, passed over at resume

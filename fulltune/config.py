@@ -138,6 +138,7 @@ class CheckpointConfig(_Section):
     asynchronous: bool = Field(
         True, description="copy the shards to host memory and write them beside the training; false: wait for the disk"
     )
+    upload_to: str | None = Field(None, description="also keep them on an object store, for example s3://bucket/prefix")
 
 
 class ValidationConfig(_Section):

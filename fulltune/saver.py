@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 from fulltune import commit
 from fulltune.checkpoint import Peers, name
+from fulltune.mirror import Mirror
 from tasks.base import UserError
 
 PATIENCE_S = 3600.0  # for the slowest worker's shard
@@ -58,6 +59,7 @@ class Saver:
         root: the folder of the checkpoints.
         beside: write in a thread; otherwise `save` returns when the checkpoint is published.
         say: prints a line for the user.
+        mirror: where every checkpoint is uploaded to as well, before it counts as saved.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class Saver:
     keep_last: int
     beside: bool
     say: Callable[[str], None]
+    mirror: Mirror | None = None
     _job: _Job | None = field(default=None, init=False)
 
     def save(self, step: int, take: Callable[[Path], Shard], *, meta: Mapping[str, Any], last: bool) -> None:
@@ -138,6 +141,8 @@ class Saver:
         label = f"{name(step)}-{uuid.uuid4().hex[:8]}"
         if self.peers.rank == 0:
             commit.open_stage(self.root, label)
+            if self.mirror is not None:
+                self.mirror.clear(step)
         label = self.peers.gather(label)[0]
         return self.root / f"{commit.STAGE}{label}"
 
@@ -157,7 +162,10 @@ class Saver:
 
     def _write(self, job: _Job) -> None:
         try:
-            commit.write_part(job.stage, self.peers.rank, job.shard.write(job.stage))
+            files = job.shard.write(job.stage)
+            if self.mirror is not None:
+                self.mirror.put(job.step, job.stage, files)
+            commit.write_part(job.stage, self.peers.rank, files)
             if self.peers.rank == 0:
                 self._publish(job)
         except BaseException as error:  # a thread's error has nobody to go to: the main thread asks for it
@@ -176,6 +184,8 @@ class Saver:
             patience_s=PATIENCE_S,
             abandoned=job.abandoned,
         )
+        if self.mirror is not None:
+            self.mirror.publish(self.root, job.step)
 
 
 def _described(error: BaseException | None) -> tuple[str, str, str] | str | None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, state
+from fulltune import checkpoint, comm, device, mirror, state
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
@@ -68,10 +68,12 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
     identity = fingerprint(config, inputs)
+    saving = config.checkpoint
+    copies = mirror.connect(saving.upload_to, inputs.run.name) if saving.upload_to else None
+    if copies is not None:
+        copies.restore(inputs.checkpoints, workers, tell)
     step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
-    saver = Saver(
-        inputs.checkpoints, workers, config.checkpoint.keep_last, beside=config.checkpoint.asynchronous, say=tell
-    )
+    saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies)
     stop = inputs.run / STOP_FILE
 
     def ends(number: int) -> bool:

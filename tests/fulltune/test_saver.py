@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,64 +13,11 @@ from fulltune import checkpoint, comm, commit
 from fulltune.saver import Saver
 from tasks.base import UserError
 
-BOUND_S = 20
-
-
-class Group:
-    """Workers that are threads of this process and meet at a barrier."""
-
-    def __init__(self, size):
-        self.size = size
-        self._values = [None] * size
-        self._meet = threading.Barrier(size, timeout=BOUND_S)
-
-    def worker(self, rank):
-        return Member(self, rank, self.size)
-
-    def gather(self, rank, value):
-        self._values[rank] = value
-        self._meet.wait()
-        values = list(self._values)
-        self._meet.wait()
-        return values
-
-
-@dataclass(frozen=True)
-class Member:
-    group: Group
-    rank: int
-    size: int
-
-    def gather(self, value):
-        return self.group.gather(self.rank, value)
-
-    def barrier(self):
-        self.gather(None)
-
-
-@dataclass
-class Shard:
-    """A shard that is written when it may be."""
-
-    rank: int
-    content: bytes = b"state"
-    bytes: int = 5
-    go: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-
-    def write(self, folder: Path) -> list[Path]:
-        assert self.go.wait(BOUND_S)
-        if self.error is not None:
-            raise self.error
-        file = folder / f"shard-{self.rank}.pt"
-        file.write_bytes(self.content)
-        return [file]
-
-
-def ready(rank=0, **settings):
-    shard = Shard(rank, **settings)
-    shard.go.set()
-    return shard
+# tests/ is not a package: the helpers beside this file are loaded by path
+_SPEC = importlib.util.spec_from_file_location("workers", Path(__file__).with_name("workers.py"))
+workers = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(workers)
+Shard, ready, together, BOUND_S = workers.Shard, workers.ready, workers.together, workers.BOUND_S
 
 
 def saver(root, peers=None, *, beside=True, said=None):
@@ -79,25 +26,6 @@ def saver(root, peers=None, *, beside=True, said=None):
 
 def save(one, step, shard, *, last=False):
     one.save(step, lambda _: shard, meta={}, last=last)
-
-
-def together(size, work):
-    """Runs `work(member)` as every worker; the results, or what each raised."""
-    group, results = Group(size), [None] * size
-
-    def run(rank):
-        try:
-            results[rank] = work(group.worker(rank))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(BOUND_S)
-        assert not thread.is_alive(), "a worker hangs"
-    return results
 
 
 def newest(root):
