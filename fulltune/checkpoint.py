@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from tasks.base import UserError
 
+FOLDER = "checkpoints"  # in the run folder
 POINTER = "pointer.json"
 MANIFEST = "manifest.json"
 

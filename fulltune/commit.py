@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def publish(
     size: int,
     meta: Mapping[str, Any],
     keep_last: int,
+    protect: Callable[[], Collection[int]] = tuple,
     patience_s: float,
     abandoned: threading.Event,
 ) -> Path:
@@ -69,6 +70,7 @@ def publish(
     Args:
         meta: stored in the manifest. `meta["valid_loss"]`, if there, decides which checkpoint is the best.
         keep_last: how many of the newest stay; the best one stays as well if `meta` has a validation loss.
+        protect: steps that stay whatever their age, asked after publishing.
 
     Raises:
         TimeoutError: a worker's part did not come within `patience_s`, or the save was abandoned.
@@ -79,7 +81,7 @@ def publish(
     final = root / name(step)
     _seal(stage, final, {"step": step, "workers": size, "meta": dict(meta), "files": files})
     _point(root, step, meta.get("valid_loss"))
-    _prune(root, keep_last)
+    prune(root, keep_last, protect())
     return final
 
 
@@ -156,11 +158,14 @@ def _point(root: Path, step: int, valid_loss: float | None) -> None:
     _write_atomically(root / POINTER, json.dumps(content))
 
 
-def _prune(root: Path, keep_last: int) -> None:
-    """Removes what is older than the newest `keep_last` and not the best, and futures that were undone."""
+def prune(root: Path, keep_last: int, protect: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep_last`, the best, and the protected ones; and those of a future that was undone.
+
+    One process at a time calls it.
+    """
     current = pointer(root)
     not_undone = [step for step in published(root) if step <= current["step"]]
-    kept = {*not_undone[-keep_last:], current.get("best")}
+    kept = {*not_undone[-keep_last:], current.get("best"), *(step for step in protect if step in not_undone)}
     for step in published(root):
         if step not in kept:
             _discard(root / name(step))

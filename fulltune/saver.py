@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -59,6 +59,7 @@ class Saver:
         root: the folder of the checkpoints.
         beside: write in a thread; otherwise `save` returns when the checkpoint is published.
         say: prints a line for the user.
+        protect: steps that stay whatever their age, asked on worker 0 after publishing.
         mirror: where every checkpoint is uploaded to as well, before it counts as saved.
     """
 
@@ -68,6 +69,7 @@ class Saver:
     beside: bool
     say: Callable[[str], None]
     mirror: Mirror | None = None
+    protect: Callable[[], Collection[int]] = tuple
     _job: _Job | None = field(default=None, init=False)
 
     def save(self, step: int, take: Callable[[Path], Shard], *, meta: Mapping[str, Any], last: bool) -> None:
@@ -181,6 +183,7 @@ class Saver:
             size=self.peers.size,
             meta=job.meta,
             keep_last=self.keep_last,
+            protect=self.protect,
             patience_s=PATIENCE_S,
             abandoned=job.abandoned,
         )

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, mirror, state
+import tasks
+from fulltune import checkpoint, comm, device, meter, mirror, state, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
@@ -44,7 +46,7 @@ class Inputs:
 
     @property
     def checkpoints(self) -> Path:
-        return self.run / "checkpoints"
+        return self.run / checkpoint.FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     Args:
         say: prints a line for the user; called on worker 0 only.
     """
+    began = time.perf_counter()
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
@@ -73,11 +76,15 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     if copies is not None:
         copies.restore(inputs.checkpoints, workers, tell)
     step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
-    saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies)
-    stop = inputs.run / STOP_FILE
+    watch = _watch(config, inputs, workers, keep_to=step)
+    protect = tuple if watch is None else watch.wanted_steps
+    saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
+
+    def stops() -> bool:
+        return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
 
     def ends(number: int) -> bool:
-        return number == planner.total_steps or stop.exists()
+        return number == planner.total_steps or stops()
 
     events = fit(
         engine,
@@ -88,16 +95,22 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
             total_steps=planner.total_steps,
             save_every=config.checkpoint.every_steps,
             validate_every=config.validation.every_steps,
+            save_when_validating=config.validation.metric is not None,
         ),
         workers=workers,
         validate=_validation(engine, inputs, config, workers),
-        stop_requested=lambda: stop.exists() or saver.failed(),
+        stop_requested=lambda: stops() or saver.failed(),
         first_step=step + 1,
     )
-    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
+    log = _log(config, inputs, workers, engine, step, planner.total_steps, began) if workers.rank == 0 else None
     with _waited_for(saver):
         take = partial(state.take, engine, inputs.model, workers)
-        last, finished = _consume(events, log, partial(_save, saver, take, config, identity, ends), step)
+        last, finished = _consume(events, log, partial(_save, saver, take, config, identity, ends), step, watch)
+    if not finished and any(workers.gather(watch is not None and watch.exhausted())):
+        finished = True
+        if workers.rank == 0:
+            validation.write_early_stop(inputs.run, last)
+            tell(f"ended after step {last}: {config.validation.metric} got no better")
     if not finished:
         tell(f"stopped on request after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
@@ -114,8 +127,33 @@ def _waited_for(saver: Saver) -> Iterator[None]:
     saver.wait()
 
 
+def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to: int) -> validation.Watch | None:
+    """Worker 0's eye on the validations beside training, without those of steps that will be taken again."""
+    if workers.rank != 0 or config.validation.metric is None:
+        return None
+    validation.forget_after(inputs.run, keep_to)
+    return validation.Watch(inputs.run, config.validation, tasks.get(config.task, **config.task_options))
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
+) -> MetricsLog:
+    figures = meter.for_run(
+        inputs.model,
+        gpu_name=device.gpu_name(engine.device),
+        dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        workers=workers.size,
+        total_steps=total_steps,
+    )
+    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
+
+
 def _consume(
-    events: Iterator[Event], log: MetricsLog | None, save: Callable[[int, float | None], None], step: int
+    events: Iterator[Event],
+    log: MetricsLog | None,
+    save: Callable[[int, float | None], None],
+    step: int,
+    watch: validation.Watch | None,
 ) -> tuple[int, bool]:
     """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
@@ -126,6 +164,8 @@ def _consume(
                 step, valid_loss = event.step, None
                 if log is not None:
                     log.step(event)
+                    for outcome in watch.news() if watch is not None else ():
+                        log.outcome(outcome)
             case Validated():
                 valid_loss = event.loss
                 if log is not None:
@@ -217,9 +257,12 @@ def _save(
     step: int,
     valid_loss: float | None,
 ) -> None:
-    """Saves the state after `step`; a validation loss of this step decides on the best checkpoint."""
+    """Saves the state after `step`; a validation loss of this step decides on the best one, unless a metric of the task
+
+    does: then the best so far and those that wait for their validation stay.
+    """
     meta: dict[str, Any] = {"fingerprint": identity}
-    if valid_loss is not None and config.checkpoint.keep_best:
+    if valid_loss is not None and config.checkpoint.keep_best and config.validation.metric is None:
         meta["valid_loss"] = valid_loss
     saver.save(step, take, meta=meta, last=ends(step))
 
