@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -72,7 +73,8 @@ def _plain(run: config.RunConfig, inputs: session.Inputs, workers: comm.Workers)
         workers=workers,
         first_step=first,
     )
-    log = metrics.MetricsLog(inputs.run, keep_to=first - 1) if workers.rank == 0 else None
+    began, end = time.perf_counter(), planner.total_steps
+    log = session._log(run, inputs, workers, engine, first - 1, end, began) if workers.rank == 0 else None
     for event in events:
         if not isinstance(event, StepDone):
             continue

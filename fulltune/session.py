@@ -12,7 +12,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         copies.restore(inputs.checkpoints, workers, tell)
     step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
     watch = _watch(config, inputs, workers, keep_to=step)
-    protect = tuple if watch is None else watch.wanted_steps
+    protect: Callable[[], Collection[int]] = tuple if watch is None else watch.wanted_steps
     saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
 
     def stops() -> bool:
