@@ -194,7 +194,7 @@ def _with_training(row: _Found, run: Path) -> _Found:
     if role_of(row.entry) == "tuned":
         known |= training.facts(config, read_steps(run), _read_provenance(run))
     ray = config.get("ray")
-    if isinstance(ray, Mapping) and "num_workers" in ray:
+    if isinstance(ray, Mapping) and isinstance(ray.get("num_workers"), int):  # a range says nothing of who answered
         known["workers"] = ray["num_workers"]
     return replace(row, entry=replace(row.entry, details=known | dict(row.entry.details)))
 

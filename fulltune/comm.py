@@ -5,12 +5,14 @@ Thin names over torch.distributed, so that the training code says what it needs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+Say = Callable[[str], None]  # prints a line for the user
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,9 @@ class TrainConfig(_Section):
 class RayConfig(_Section):
     """Where the run takes place and where it keeps its files."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int | tuple[int, int] = Field(
+        1, description="how many, or [min, max]: as many of these as the cluster holds; the global batch stays"
+    )
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     accelerator_type: str | None = Field(None, description="for example A10G or H100")
@@ -104,6 +106,24 @@ class RayConfig(_Section):
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
     max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")
     collective_timeout_s: int = Field(1800, ge=1, description="a collective that takes longer ends the attempt")
+
+    @field_validator("num_workers")
+    @classmethod
+    def _is_a_number_or_a_range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = (value, value) if isinstance(value, int) else value
+        if not 1 <= low <= high:
+            raise ValueError("wanted a number from 1, or [min, max] with 1 <= min <= max")
+        return value
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run starts with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run takes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @field_validator("storage_path")
     @classmethod
@@ -119,6 +139,10 @@ class CheckpointConfig(_Section):
     every_steps: int | None = Field(None, ge=1)
     keep_last: int = Field(2, ge=1)
     keep_best: bool = Field(True, description="also keep the one with the lowest validation loss")
+    asynchronous: bool = Field(
+        True, description="copy the shards to host memory and write them beside the training; false: wait for the disk"
+    )
+    upload_to: str | None = Field(None, description="also keep them on an object store, for example s3://bucket/prefix")
 
 
 class ValidationConfig(_Section):

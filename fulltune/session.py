@@ -6,12 +6,13 @@ Train, under torch's own launcher, and in a test. Everything it needs was prepar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,13 @@ import numpy as np
 import torch
 
 import tasks
-from fulltune import checkpoint, comm, device, export, meter, validation
+from fulltune import checkpoint, comm, device, meter, mirror, state, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
 from fulltune.metrics import MetricsLog
+from fulltune.saver import Saver
 from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
@@ -68,9 +70,22 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
-    identity = fingerprint(config, inputs, num_workers=workers.size)
-    step = _resume(engine, inputs, workers, identity, tell)
+    identity = fingerprint(config, inputs)
+    saving = config.checkpoint
+    copies = mirror.connect(saving.upload_to, inputs.run.name) if saving.upload_to else None
+    if copies is not None:
+        copies.restore(inputs.checkpoints, workers, tell)
+    step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
     watch = _watch(config, inputs, workers, keep_to=step)
+    protect: Callable[[], Collection[int]] = tuple if watch is None else watch.wanted_steps
+    saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
+
+    def stops() -> bool:
+        return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
+
+    def ends(number: int) -> bool:
+        return number == planner.total_steps or stops()
+
     events = fit(
         engine,
         planner.step,
@@ -84,12 +99,13 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         ),
         workers=workers,
         validate=_validation(engine, inputs, config, workers),
-        stop_requested=lambda: (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted()),
+        stop_requested=lambda: stops() or saver.failed(),
         first_step=step + 1,
     )
     log = _log(config, inputs, workers, engine, step, planner.total_steps, began) if workers.rank == 0 else None
-    save = partial(_save, engine, inputs, workers, config, identity, watch)
-    last, finished = _consume(events, log, save, step, watch)
+    with _waited_for(saver):
+        take = partial(state.take, engine, inputs.model, workers)
+        last, finished = _consume(events, log, partial(_save, saver, take, config, identity, ends), step, watch)
     if not finished and any(workers.gather(watch is not None and watch.exhausted())):
         finished = True
         if workers.rank == 0:
@@ -98,6 +114,17 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     if not finished:
         tell(f"stopped on request after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
+
+
+@contextlib.contextmanager
+def _waited_for(saver: Saver) -> Iterator[None]:
+    """The run ends after its last save; where training fails, one that is under way may still end."""
+    try:
+        yield
+    except BaseException:
+        saver.settle()
+        raise
+    saver.wait()
 
 
 def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to: int) -> validation.Watch | None:
@@ -150,10 +177,10 @@ def _consume(
     return step, finished
 
 
-def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[str, Any]:
+def fingerprint(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must not change between the parts of one run: model, data, sharding, every setting of the optimisation.
 
-    Settings that only decide how a step is computed (memory against time) may.
+    Settings that only decide how a step is computed (memory against time) may, and so may the number of workers.
     """
     how = {"gradient_checkpointing", "micro_batch_tokens"}
     return {
@@ -161,7 +188,6 @@ def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[
         "data": inputs.train_data.name,
         "dtype": device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
         "zero_stage": stage_of(config),
-        "num_workers": num_workers,
         "train": config.train.model_dump(mode="json", exclude=how),
     }
 
@@ -186,20 +212,18 @@ def _silent(_: str) -> None:
 
 
 def _resume(
-    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], tell: Callable[[str], None]
+    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], seed: int, tell: comm.Say
 ) -> int:
     """Loads the newest whole checkpoint and returns its step; 0 where there is none.
 
     Raises:
         UserError: the checkpoints in this run folder belong to a run with other data or settings.
     """
-    inputs.checkpoints.mkdir(parents=True, exist_ok=True)
     found = checkpoint.latest(inputs.checkpoints, peers=workers, say=tell)
     if found is None:
         return 0
     refuse_other_run(found, wanted)
-    engine.load(found.path)
-    _load_rng(found.path / f"rng-{workers.rank}.pt")
+    state.restore(engine, found, workers, seed=seed, say=tell)
     tell(f"resuming after step {found.step}")
     return found.step
 
@@ -225,52 +249,22 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _save(
-    engine: Engine,
-    inputs: Inputs,
-    workers: comm.Workers,
+    saver: Saver,
+    take: Callable[[Path], state.WorkerState],
     config: RunConfig,
     identity: Mapping[str, Any],
-    watch: validation.Watch | None,
+    ends: Callable[[int], bool],
     step: int,
     valid_loss: float | None,
 ) -> None:
-    """Every worker writes its shard and its random state; a validation loss of this step decides on the best one,
+    """Saves the state after `step`; a validation loss of this step decides on the best one, unless a metric of the task
 
-    unless a metric of the task does: then the best so far and those that wait for their validation stay.
+    does: then the best so far and those that wait for their validation stay.
     """
-
-    def write(folder: Path) -> None:
-        engine.save(folder)
-        _save_rng(folder / f"rng-{workers.rank}.pt")
-        if workers.rank == 0:
-            export.keep_model_files(inputs.model, folder)
-
     meta: dict[str, Any] = {"fingerprint": identity}
     if valid_loss is not None and config.checkpoint.keep_best and config.validation.metric is None:
         meta["valid_loss"] = valid_loss
-    checkpoint.save(
-        inputs.checkpoints,
-        step,
-        write,
-        meta=meta,
-        peers=workers,
-        keep_last=config.checkpoint.keep_last,
-        protect=tuple if watch is None else watch.wanted_steps,
-    )
-
-
-def _save_rng(file: Path) -> None:
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    torch.save(states, file)
-
-
-def _load_rng(file: Path) -> None:
-    states = torch.load(file, weights_only=True, map_location="cpu")
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    saver.save(step, take, meta=meta, last=ends(step))
 
 
 def _validation(

@@ -191,7 +191,7 @@ def refuse_what_cannot_fit(config: RunConfig, *, say: Callable[[str], None]) -> 
         return
     raise UserError(
         got="planned: " + "; ".join(found.problems),
-        wanted=f"a run that fits {config.ray.num_workers} x {config.ray.accelerator_type}",
+        wanted=f"a run that fits {config.ray.min_workers} x {config.ray.accelerator_type}",
         fix=f"{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
     )
 

@@ -48,7 +48,7 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
     for row in run.report.models:
         request = _request(run, row, tuned)
         predict(request, say=say)
-        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt, "workers": run.ray.num_workers}
+        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt, "workers": run.ray.max_workers}
         details |= {
             "seconds": json.loads(request.out.with_name(f"{request.out.stem}.meta.json").read_text())["seconds"]
         }
@@ -109,7 +109,7 @@ def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
         task_options=tuple(run.task_options.items()),
         columns=tuple(run.data.columns.items()),
         batch_tokens=run.report.batch_tokens,
-        workers=run.ray.num_workers,
+        workers=run.ray.max_workers,
         cpus_per_worker=run.ray.cpus_per_worker,
         use_gpu=run.ray.use_gpu,
         role=row.model,

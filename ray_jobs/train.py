@@ -101,7 +101,7 @@ def _refuse_other_run(run: RunConfig, prepared: Prepared) -> None:
     """Before anything in the run folder changes: is it this run's?"""
     found = checkpoint.newest(run.run_dir / checkpoint.FOLDER)
     if found is not None:
-        refuse_other_run(found, fingerprint(run, prepared.inputs, num_workers=run.ray.num_workers))
+        refuse_other_run(found, fingerprint(run, prepared.inputs))
 
 
 def _record(run: RunConfig, prepared: Prepared, arguments: Sequence[str]) -> None:
@@ -113,9 +113,9 @@ def _record(run: RunConfig, prepared: Prepared, arguments: Sequence[str]) -> Non
 def _finished_step(run: RunConfig, steps: int) -> int | None:
     """The last step, where it was taken before; a run that its metric ended early has an earlier one."""
     root = run.run_dir / checkpoint.FOLDER
-    published = checkpoint.published(root) if (root / checkpoint.POINTER).exists() else []
     last = validation.stopped_early(run.run_dir) or steps
-    return last if last in published else None
+    finished = checkpoint.pointer(root).get("step") == last and last in checkpoint.published(root)
+    return last if finished else None
 
 
 def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], None]) -> None:
@@ -151,7 +151,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
             backend=device.backend(use_gpu=settings.use_gpu), timeout_s=settings.collective_timeout_s
         ),
     )
-    say(f"training {settings.name}: {steps} steps on {settings.num_workers} workers")
+    say(f"training {settings.name}: {steps} steps on {cluster.shown(settings.num_workers)} workers")
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
     with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir), validate.beside(run, steps, say=say):
         result: Any = trainer.fit()

@@ -113,7 +113,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         gpu=gpu,
         host_memory=host_memory,
         hours=hours,
-        cost_usd=hours * config.ray.num_workers * price if price is not None else None,
+        cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
         problems=_problems(found, gpu, host_memory),
@@ -140,7 +140,7 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
 
 def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:
     """What decides about this run's memory."""
-    workers = config.ray.num_workers
+    workers = config.ray.min_workers
     return Setup(
         shape=model,
         sharding=sharding.read(settings.base(config)),

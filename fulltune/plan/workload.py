@@ -84,7 +84,7 @@ def workload(config: RunConfig, lengths: Lengths) -> Workload:
 
 def _micro_batches(config: RunConfig, tokens: np.ndarray) -> tuple[int, int]:
     """Tokens that a micro-batch may hold, and how many a worker takes per step (`fulltune.batches.pack`)."""
-    size, workers = min(config.train.global_batch_size, len(tokens)), config.ray.num_workers
+    size, workers = min(config.train.global_batch_size, len(tokens)), config.ray.min_workers
     if not config.data.packing:
         return int(tokens.max()), max(1, math.ceil(size / workers))
     capacity = max(config.train.micro_batch_tokens, int(tokens.max()))
@@ -101,7 +101,7 @@ def _largest(config: RunConfig, tokens: np.ndarray, supervised: np.ndarray, capa
         return Batch(capacity, int(supervised.max()))
     size = min(config.train.global_batch_size, len(tokens))
     step = size * float(tokens.mean()) + 3 * math.sqrt(size) * float(tokens.std())
-    bins = config.ray.num_workers * micro_batches
+    bins = config.ray.min_workers * micro_batches
     load = min(capacity, math.ceil(step / bins) + int(tokens.max()))
     share = float(supervised.sum()) / float(tokens.sum())
     return Batch(load, min(load, math.ceil(1.1 * share * load)))
