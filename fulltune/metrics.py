@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulltune.train import StepDone, Validated
+from fulltune.train import Skipped, Spiked, StepDone, Validated
 
 FILE = "metrics.jsonl"
 
@@ -36,14 +36,22 @@ class MetricsLog:
             return
         line = dataclasses.asdict(event)
         seconds = line.pop("seconds")
-        self._write(line | {"tokens_per_s": round(event.tokens / seconds, 1), "mfu": None, "attempt": self.attempt})
+        self._write(line | {"tokens_per_s": round(event.tokens / seconds, 1), "mfu": None})
+
+    def skipped(self, event: Skipped) -> None:
+        """A step whose gradients were dropped; the line has no `loss`, `nonfinite-<step>.json` lists its records."""
+        self._write({"step": event.step, "skipped": event.what, "value": str(event.value)})
+
+    def spiked(self, event: Spiked) -> None:
+        """An unusual loss; the line stands beside its step's."""
+        self._write({"step": event.step, "spike": event.loss, "usual_loss": event.usual})
 
     def validated(self, event: Validated) -> None:
         """A validation loss; the line has `valid_loss` and no `loss`."""
-        self._write({"step": event.step, "valid_loss": event.loss, "attempt": self.attempt})
+        self._write({"step": event.step, "valid_loss": event.loss})
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(line) + "\n")
+        self._handle.write(json.dumps(line | {"attempt": self.attempt}) + "\n")
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
@@ -54,6 +62,11 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
         return
     for line in text.split("\n")[:-1]:
         yield json.loads(line)
+
+
+def skips(run: Path, *, until: int) -> int:
+    """How many of the steps up to `until` were left out; lines after that are of steps that will be taken again."""
+    return sum("skipped" in line and line["step"] <= until for line in read(run))
 
 
 def next_attempt(run: Path) -> int:

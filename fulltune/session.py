@@ -19,13 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, export
+from fulltune import checkpoint, comm, device, export, guards, metrics
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
 from fulltune.metrics import MetricsLog
-from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
+from fulltune.train import (
+    Event,
+    NonFinite,
+    SaveDue,
+    Schedule,
+    Skipped,
+    Spiked,
+    StepDone,
+    Stopped,
+    Validated,
+    fit,
+    mean_loss,
+)
 from tasks.base import UserError
 
 STOP_FILE = "stop"  # put into the run folder, it asks the workers to save and end
@@ -58,18 +70,36 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     """Trains until the last step or a request to stop; every worker calls it with the same arguments.
 
     Args:
-        say: prints a line for the user; called on worker 0 only.
+        say: prints a line for the user; called on worker 0 only, except for a phase that lasts too long.
+
+    Raises:
+        NonFinite: a loss or gradient is not finite; `nonfinite-<step>.json` in the run folder names the records.
+        Disagreement: the workers do not hold the same data or plan.
+        CollectiveTimeout: a worker never came.
     """
+    phases = guards.Phases(workers.rank, limit_s=config.ray.collective_timeout_s / 2, say=say)
+    with phases.named():
+        return _run(config, inputs, workers, phases, tell=say if workers.rank == 0 else _silent)
+
+
+def _run(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, phases: guards.Phases, *, tell: Callable[[str], None]
+) -> Result:
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
-    engine = build(config, inputs.model, num_workers=workers.size)
-    tell = say if workers.rank == 0 else _silent
     identity = fingerprint(config, inputs, num_workers=workers.size)
+    phases.enter("the comparison of plans")
+    workers.agree(_flat(identity) | {"rows": len(table), "steps": planner.total_steps})
+    phases.enter("loading the model")
+    engine = build(config, inputs.model, num_workers=workers.size)
+    workers.bound(config.ray.collective_timeout_s)
+    phases.enter("resuming")
     step = _resume(engine, inputs, workers, identity, tell)
+    workers.agree({"first step": step + 1, "its micro-batches": len(planner.step(step + 1).micro_batches)})
     events = fit(
         engine,
-        planner.step,
+        phases.during("step {0}", planner.step),
         lambda indices: collate(table, indices),
         config.train,
         Schedule(
@@ -78,47 +108,74 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
             validate_every=config.validation.every_steps,
         ),
         workers=workers,
-        validate=_validation(engine, inputs, config, workers),
+        validate=_validation(engine, inputs, config, workers, phases),
         stop_requested=(inputs.run / STOP_FILE).exists,
         first_step=step + 1,
+        skipped=metrics.skips(inputs.run, until=step),
     )
     log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
-    save = partial(_save, engine, inputs, workers, config, identity)
-    last, finished = _consume(events, log, save, step)
+    save = phases.during("the save after step {0}", partial(_save, engine, inputs, workers, config, identity))
+    note = partial(_note_fault, inputs.run, table, log, tell)
+    last, finished = _consume(events, log, save, note, step)
     if not finished:
-        tell(f"stopped on request after step {last}; run the same command to go on")
+        tell(f"stopped after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
 
 
 def _consume(
-    events: Iterator[Event], log: MetricsLog | None, save: Callable[[int, float | None], None], step: int
+    events: Iterator[Event],
+    log: MetricsLog | None,
+    save: Callable[[int, float | None], None],
+    note: Callable[[Skipped | NonFinite], None],
+    step: int,
 ) -> tuple[int, bool]:
     """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
     finished = True
-    for event in events:
-        match event:
-            case StepDone():
-                step, valid_loss = event.step, None
-                if log is not None:
-                    log.step(event)
-            case Validated():
-                valid_loss = event.loss
-                if log is not None:
-                    log.validated(event)
-            case SaveDue():
-                save(event.step, valid_loss)
-            case Stopped():
-                finished = False
+    try:
+        for event in events:
+            match event:
+                case StepDone():
+                    step, valid_loss = event.step, None
+                    if log is not None:
+                        log.step(event)
+                case Skipped():
+                    step, valid_loss = event.step, None
+                    note(event)
+                case Spiked():
+                    if log is not None:
+                        log.spiked(event)
+                case Validated():
+                    valid_loss = event.loss
+                    if log is not None:
+                        log.validated(event)
+                case SaveDue():
+                    save(event.step, valid_loss)
+                case Stopped():
+                    finished = False
+    except NonFinite as error:
+        note(error)
+        raise
     return step, finished
+
+
+def _note_fault(
+    run: Path, table: TokenTable, log: MetricsLog | None, tell: Callable[[str], None], fault: Skipped | NonFinite
+) -> None:
+    """Worker 0, which has the log, writes down which records the step held."""
+    if log is not None:
+        if isinstance(fault, Skipped):
+            log.skipped(fault)
+        file = guards.write_fault(run, table, fault)
+        tell(f"{fault.what} {fault.value} at step {fault.step}; its records are listed in {file}")
 
 
 def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[str, Any]:
     """What must not change between the parts of one run: model, data, sharding, every setting of the optimisation.
 
-    Settings that only decide how a step is computed (memory against time) may.
+    Settings that only decide how a step is computed (memory against time), or what stops a run, may.
     """
-    how = {"gradient_checkpointing", "micro_batch_tokens"}
+    how = {"gradient_checkpointing", "micro_batch_tokens", "loss_chunk_tokens"} | guards.SETTINGS
     return {
         "model": inputs.model.name,  # folders are named by their content
         "data": inputs.train_data.name,
@@ -225,7 +282,7 @@ def _load_rng(file: Path) -> None:
 
 
 def _validation(
-    engine: Engine, inputs: Inputs, config: RunConfig, workers: comm.Workers
+    engine: Engine, inputs: Inputs, config: RunConfig, workers: comm.Workers, phases: guards.Phases
 ) -> Callable[[], tuple[float, int]] | None:
     """The validation loss as a function; its packs are the same at every call."""
     if inputs.valid_data is None or config.validation.every_steps is None:
@@ -234,4 +291,6 @@ def _validation(
     capacity = max(config.train.micro_batch_tokens, int(table.lengths.max())) if config.data.packing else 0
     share = pack(table.lengths, range(len(table)), capacity, workers.size)[workers.rank]
     supervised = int(table.supervised.sum())
-    return lambda: mean_loss(engine, [collate(table, indices) for indices in share], supervised, workers)
+    return phases.during(
+        "validation", lambda: mean_loss(engine, [collate(table, indices) for indices in share], supervised, workers)
+    )
