@@ -78,7 +78,7 @@ def test_no_log_has_no_lines(tmp_path):
 
 
 def test_skipped_steps_are_counted_up_to_the_step_that_is_resumed_from(tmp_path):
-    log = metrics.MetricsLog(tmp_path, keep_to=0, every=100)
+    log = log_of(tmp_path, keep_to=0, every=100)
     for step in (3, 5, 9):
         log.skipped(Skipped(step, "loss", float("nan"), [1]))
     log.spiked(Spiked(9, 12.0, 2.0))
