@@ -1,22 +1,18 @@
-"""Checkpoints that exist whole or are never selected.
+"""Checkpoints that exist whole or are never selected: finding, verifying and naming them.
 
-    stage folder -> every worker writes and hashes its own shard -> manifest -> atomic rename -> pointer
+    checkpoints/step-00000120/{state/*.pt, rng-0.pt ..., manifest.json}      checkpoints/pointer.json
 
-DeepSpeed publishes its `latest` file before all shards are safe, so we own the commit: nothing is visible under its
-final name before every file has been written, flushed and hashed, and the pointer is moved last. Loading verifies
-hashes before a byte is unpickled; a torn or changed checkpoint is named and the one before it is used; checkpoints
-without a pointer are an error, never a silent restart.
-
-    checkpoints/step-000120/{state/*.pt, rng-0.pt ..., manifest.json}      checkpoints/pointer.json
+`fulltune.commit` writes them. Here a checkpoint is taken only if the size and SHA-256 of every file are those of its
+manifest, checked before a byte is unpickled; a torn or changed one is named and the one before it is used;
+checkpoints without a pointer are an error, never a silent restart.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,7 @@ from typing import Any, Protocol
 
 from tasks.base import UserError
 
+FOLDER = "checkpoints"  # in the run folder
 POINTER = "pointer.json"
 MANIFEST = "manifest.json"
 
@@ -48,45 +45,17 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A verified checkpoint; `meta` is what the trainer stored with it."""
+    """A verified checkpoint; `meta` is what the trainer stored with it, `workers` how many wrote it."""
 
     path: Path
     step: int
+    workers: int
     meta: Mapping[str, Any]
 
 
 def name(step: int) -> str:
     """The folder's name; sorts by step."""
     return f"step-{step:08d}"
-
-
-def save(
-    root: Path, step: int, write: Callable[[Path], None], *, meta: Mapping[str, Any], peers: Peers, keep_last: int
-) -> Path:
-    """Writes and publishes the checkpoint of `step`; every worker calls it.
-
-    Args:
-        write: writes this worker's files below the folder it is given.
-        meta: stored in the manifest. `meta["valid_loss"]`, if there, decides which checkpoint is the best.
-        keep_last: how many of the newest stay; the best one stays as well if `meta` has a validation loss.
-    """
-    stage, final = root / f".stage-{name(step)}", root / name(step)
-    if peers.rank == 0:
-        shutil.rmtree(stage, ignore_errors=True)  # left behind by a killed attempt
-        stage.mkdir(parents=True)
-    peers.barrier()
-    write(stage)
-    peers.barrier()  # all files are there: each worker now hashes its own
-    own = [file for file in _files(stage) if _owner(file.name) == peers.rank]
-    hashes = {str(file.relative_to(stage)): _flush_and_hash(file) for file in own}
-    parts = peers.gather(hashes)
-    if peers.rank == 0:
-        files = {path: entry for part in parts for path, entry in part.items()}
-        _publish(stage, final, {"step": step, "workers": peers.size, "meta": dict(meta), "files": files})
-        _point(root, step, meta.get("valid_loss"))
-        _prune(root, keep_last)
-    peers.barrier()
-    return final
 
 
 def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | None:
@@ -107,7 +76,9 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
             fix=f'restore it from a backup, write {{"step": {steps[-1]}}} into it to resume there, or use another '
             "ray.name",
         )
-    newest = int(json.loads((root / POINTER).read_text())["step"])
+    newest = pointer(root)["step"]
+    if newest == 0:  # the first save was cut off before it was published
+        return None
     candidates = [step for step in reversed(steps) if step <= newest]
     for step in candidates:
         found = _verify(root / name(step), peers, say)
@@ -121,17 +92,17 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
 
 
 def newest(root: Path) -> Found | None:
-    """What the newest published checkpoint says of itself, unverified; None where there is none to read."""
-    step = _pointer(root).get("step")
-    if step is None or not (root / name(step) / MANIFEST).exists():
-        return None
-    manifest = json.loads((root / name(step) / MANIFEST).read_text())
-    return Found(path=root / name(step), step=step, meta=manifest["meta"])
+    """What the newest readable checkpoint says of itself, unverified; None where there is none to read."""
+    last = pointer(root).get("step", 0)
+    for step in reversed([step for step in published(root) if step <= last]):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _found(root / name(step))
+    return None
 
 
 def best(root: Path) -> Path | None:
     """The checkpoint with the lowest validation loss; None where no loss was taken or the folder is gone."""
-    step = _pointer(root).get("best")
+    step = pointer(root).get("best")
     path = root / name(step) if step is not None else None
     return path if path is not None and path.exists() else None
 
@@ -157,15 +128,24 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(path: Path, peers: Peers, say: Callable[[str], None]) -> Found | None:
+def damage(path: Path, peers: Peers) -> list[str]:
+    """What differs from the manifest, the same list on every worker; they share the hashing."""
     mine = _problems(path, share=lambda index: index % peers.size == peers.rank)
-    problems = [problem for part in peers.gather(mine) for problem in part]
+    return sorted({problem for part in peers.gather(mine) for problem in part})
+
+
+def _verify(path: Path, peers: Peers, say: Callable[[str], None]) -> Found | None:
+    problems = damage(path, peers)
     if problems:
         if peers.rank == 0:
-            say(f"checkpoint {path.name} is damaged and is skipped: {'; '.join(sorted(set(problems)))}")
+            say(f"checkpoint {path.name} is damaged and is skipped: {'; '.join(problems)}")
         return None
+    return _found(path)
+
+
+def _found(path: Path) -> Found:
     manifest = json.loads((path / MANIFEST).read_text())
-    return Found(path=path, step=int(manifest["step"]), meta=manifest["meta"])
+    return Found(path=path, step=int(manifest["step"]), workers=int(manifest["workers"]), meta=manifest["meta"])
 
 
 def _problems(path: Path, *, share: Callable[[int], bool]) -> list[str]:
@@ -186,84 +166,33 @@ def _file_problem(file: Path, relative: str, entry: Mapping[str, Any]) -> str | 
         return f"{relative} is missing"
     if file.stat().st_size != entry["bytes"]:
         return f"{relative} has {file.stat().st_size} bytes, wanted {entry['bytes']}"
-    return None if _hash(file) == entry["sha256"] else f"{relative} differs from what was written (SHA-256)"
+    return None if sha256(file) == entry["sha256"] else f"{relative} differs from what was written (SHA-256)"
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _owner(file: str) -> int:
-    """The worker that wrote a file: DeepSpeed and we put the rank into the names of shards; the rest is worker 0's."""
-    for marker in ("zero_pp_rank_", "rng-"):
-        _, found, rest = file.partition(marker)
-        if found:
-            return int(rest.replace("_", ".").partition(".")[0])
-    return 0
-
-
-def _flush_and_hash(file: Path) -> dict[str, Any]:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-    return {"bytes": file.stat().st_size, "sha256": _hash(file)}
-
-
-def _hash(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, hexadecimal."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _publish(stage: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-    _write_durably(stage / MANIFEST, json.dumps(manifest, indent=1))
-    for folder in {file.parent for file in _files(stage)}:
-        _sync_folder(folder)
-    if final.exists():  # a damaged checkpoint of the same step, passed over at resume
-        shutil.rmtree(final)
-    os.replace(stage, final)
-    _sync_folder(final.parent)
+def pointer(root: Path) -> dict[str, Any]:
+    """`step` of the newest checkpoint (0: none yet), and `best` with `best_valid_loss` where one was taken.
 
+    Empty where there is no such file.
 
-def _pointer(root: Path) -> dict[str, Any]:
+    Raises:
+        UserError: the file holds something else; it is written by an atomic rename, so somebody edited it.
+    """
     try:
-        pointer: dict[str, Any] = json.loads((root / POINTER).read_text())
+        text = (root / POINTER).read_text()
     except FileNotFoundError:
         return {}
-    return pointer
-
-
-def _point(root: Path, step: int, valid_loss: float | None) -> None:
-    pointer = _pointer(root) | {"step": step}
-    if pointer.get("best", 0) > step:  # that future was undone by resuming from an earlier checkpoint
-        pointer.pop("best")
-        pointer.pop("best_valid_loss")
-    if valid_loss is not None and valid_loss < pointer.get("best_valid_loss", float("inf")):
-        pointer |= {"best": step, "best_valid_loss": valid_loss}
-    temporary = root / f".{POINTER}"
-    _write_durably(temporary, json.dumps(pointer))
-    os.replace(temporary, root / POINTER)
-    _sync_folder(root)
-
-
-def _prune(root: Path, keep_last: int) -> None:
-    steps = published(root)
-    newest = _pointer(root)["step"]
-    stale = [step for step in steps if step > newest]  # of a future that was undone
-    kept = [step for step in steps if step <= newest][-keep_last:]
-    for step in steps:
-        if step in stale or (step not in kept and step != _pointer(root).get("best")):
-            shutil.rmtree(root / name(step), ignore_errors=True)
-
-
-def _write_durably(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        content = json.loads(text)
+        return {**content, "step": int(content["step"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            got=f"{root / POINTER} holds {text[:80]!r}",
+            wanted='{"step": N}, the step of the newest checkpoint',
+            fix=f"write one of the steps {published(root)} into it",
+        ) from None

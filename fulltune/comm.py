@@ -5,13 +5,15 @@ Thin names over torch.distributed, so that the training code says what it needs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+Say = Callable[[str], None]  # prints a line for the user
 
 
 class Disagreement(RuntimeError):

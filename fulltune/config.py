@@ -9,12 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tasks.base import UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+# the task's own format, its natural-language baseline prompt, and that prompt inside the model's chat template
+PromptStyle = Literal["structured", "natural", "chat"]
 
 
 class _Section(BaseModel):
@@ -106,7 +110,9 @@ class TrainConfig(_Section):
 class RayConfig(_Section):
     """Where the run takes place and where it keeps its files."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int | tuple[int, int] = Field(
+        1, description="how many, or [min, max]: as many of these as the cluster holds; the global batch stays"
+    )
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     accelerator_type: str | None = Field(None, description="for example A10G or H100")
@@ -114,6 +120,24 @@ class RayConfig(_Section):
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
     max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")
     collective_timeout_s: int = Field(1800, ge=1, description="a collective that takes longer ends the attempt")
+
+    @field_validator("num_workers")
+    @classmethod
+    def _is_a_number_or_a_range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = (value, value) if isinstance(value, int) else value
+        if not 1 <= low <= high:
+            raise ValueError("wanted a number from 1, or [min, max] with 1 <= min <= max")
+        return value
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run starts with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run takes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @field_validator("storage_path")
     @classmethod
@@ -129,13 +153,33 @@ class CheckpointConfig(_Section):
     every_steps: int | None = Field(None, ge=1)
     keep_last: int = Field(2, ge=1)
     keep_best: bool = Field(True, description="also keep the one with the lowest validation loss")
+    asynchronous: bool = Field(
+        True, description="copy the shards to host memory and write them beside the training; false: wait for the disk"
+    )
+    upload_to: str | None = Field(None, description="also keep them on an object store, for example s3://bucket/prefix")
 
 
 class ValidationConfig(_Section):
-    """Loss over the supervised tokens of the validation split, at chosen steps."""
+    """Loss over the supervised tokens of the validation split and, with `metric`, the task's own score of answers."""
 
     every_steps: int | None = Field(None, ge=1)
     limit: int | None = Field(200, ge=1, description="first rows of the validation split")
+    metric: str | None = Field(
+        None, description="a metric of the task: answers are generated and scored beside training; picks the best"
+    )
+    patience: int | None = Field(None, ge=1, description="end after so many validations without a better metric")
+    cpus: float = Field(1.0, ge=0, description="what the validation beside training may take; 0 shares the workers'")
+    gpus: float = Field(0.0, ge=0)
+    batch_tokens: int = Field(16384, ge=8, description="tokens of one generation batch")
+    timeout_s: int = Field(3600, ge=1, description="a validation that takes longer is given up; the run goes on")
+
+    @model_validator(mode="after")
+    def _metric_has_steps(self) -> ValidationConfig:
+        if self.metric is not None and self.every_steps is None:
+            raise ValueError("validation.metric needs validation.every_steps")
+        if self.patience is not None and self.metric is None:
+            raise ValueError("validation.patience needs validation.metric")
+        return self
 
 
 class TrackingConfig(_Section):
@@ -149,7 +193,7 @@ class ReportModel(_Section):
 
     model: Literal["base", "tuned"]
     shots: int = Field(0, ge=0)
-    prompt: Literal["structured", "natural"] | None = Field(None, description="default: natural for base models")
+    prompt: PromptStyle | None = Field(None, description="default: natural for base models")
 
 
 class ReportConfig(_Section):
@@ -202,9 +246,7 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: no such file, broken YAML, an override without "=", an unknown key, a value of the wrong kind.
     """
-    tree = _read_yaml(recipe)
-    for override in overrides:
-        _apply(tree, override)
+    tree = read_tree(recipe, overrides)
     tree.setdefault("ray", {})
     if isinstance(tree["ray"], dict):
         tree["ray"].setdefault("name", recipe.stem)
@@ -213,9 +255,22 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def resolve(tree: Mapping[str, Any], origin: str) -> RunConfig:
     """A checked RunConfig from a plain mapping; every problem in one UserError."""
-    _refuse_unknown_keys(tree, RunConfig, prefix="", origin=origin)
+    return checked(tree, RunConfig, origin)
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with the overrides put over it, unchecked."""
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def checked(tree: Mapping[str, Any], schema: type[Schema], origin: str) -> Schema:
+    """The mapping as an object of that schema; unknown keys and every other problem in one UserError."""
+    _refuse_unknown_keys(tree, schema, prefix="", origin=origin)
     try:
-        return RunConfig.model_validate(dict(tree))
+        return schema.model_validate(dict(tree))
     except ValidationError as error:
         raise _as_user_error(error, origin) from None
 
@@ -295,7 +350,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _unknown_key(key: str, section: type[BaseModel], prefix: str, origin: str) -> UserError:
-    everywhere = list(all_keys())
+    everywhere = list(all_keys(section) if not prefix else all_keys())
     near = [prefix + k for k in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)]
     near = near or [k for k in everywhere if k.rsplit(".", 1)[-1] == key][:1]
     near = near or difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.5)

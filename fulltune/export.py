@@ -25,13 +25,15 @@ MARK = "fulltune.json"  # in every export: which checkpoint it came from
 HF_FILES = "hf"  # folder inside a checkpoint with config.json and the tokenizer
 
 
-def keep_model_files(model_dir: Path, folder: Path) -> None:
-    """Puts what an export needs besides tensors into a checkpoint: config and tokenizer."""
+def keep_model_files(model_dir: Path, folder: Path) -> list[Path]:
+    """Puts what an export needs besides tensors into a checkpoint: config and tokenizer. Returns the files."""
     target = folder / HF_FILES
     target.mkdir()
-    for file in sorted(model_dir.iterdir()):
-        if file.is_file() and file.suffix in {".json", ".model", ".txt", ".jinja"} and "index" not in file.name:
-            shutil.copy(file, target / file.name)
+    return [
+        Path(shutil.copy(file, target / file.name))
+        for file in sorted(model_dir.iterdir())
+        if file.is_file() and file.suffix in {".json", ".model", ".txt", ".jinja"} and "index" not in file.name
+    ]
 
 
 def export(source: Path, out: Path, task: Task, *, dtype: str, card: str, file_bytes: int = FILE_BYTES) -> Path:

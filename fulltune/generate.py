@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, S
 
 from fulltune import device
 from fulltune import tokenizer as tok
+from fulltune.config import PromptStyle
 from tasks.base import Record, Task
 
 FIRST_TOKENS = 32  # of an answer, before rows that have stopped leave the batch
@@ -59,13 +60,15 @@ class Generator:
 
     model: Any
     tokenizer: tok.Tokenizer
-    prompt_style: Literal["structured", "natural"]
+    prompt_style: PromptStyle
     task: Task
 
     def prompt(self, record: Record, shots: Sequence[Record]) -> Prompt:
         """The prompt of a record in this generator's style; shots stand before it in the same style."""
         if self.prompt_style == "natural":
             return Prompt(record.id, tok.encode_text(self.tokenizer, self.task.baseline_prompt(record, shots)))
+        if self.prompt_style == "chat":
+            return Prompt(record.id, tok.encode_chat(self.tokenizer, self.task.baseline_prompt(record, shots)))
         worked = [segment for shot in shots for segment in self.task.render(shot)]
         before = tok.encode_examples(self.tokenizer, self.task, [worked], loss_on="all")[0][0] if worked else []
         ids = tok.encode_prompt(self.tokenizer, self.task, record)
@@ -78,8 +81,22 @@ class Generator:
         ids = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         if not self.task.stop or self.task.stop in self.tokenizer.get_vocab():
             ids.add(tok.stop_id(self.tokenizer, self.task))
-        strings = self.task.baseline_stop if self.prompt_style == "natural" else tuple(filter(None, [self.task.stop]))
+        strings = (
+            self.task.baseline_stop if self.prompt_style != "structured" else tuple(filter(None, [self.task.stop]))
+        )
         return Stops(tuple(sorted(ids)), strings)
+
+    def log_likelihood(self, record: Record, answer: str) -> float:
+        """Mean log-probability per token of `answer` after the natural prompt without shots; -inf for no answer."""
+        prompt = self.prompt(record, ()).ids
+        answer_ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        if not answer_ids:
+            return float("-inf")
+        ids = torch.tensor([[*prompt, *answer_ids]], device=self.model.device)  # (1, T)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, logits_to_keep=len(answer_ids) + 1).logits[0, :-1]  # (A, vocabulary)
+        chosen = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None])  # (A, 1)
+        return float(chosen.mean())
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
         """Greedy answers of one batch, in the order of the prompts.
@@ -95,7 +112,7 @@ class Generator:
             for prompt, more in zip(open_rows, self._write(longer, max_new_tokens - first), strict=True):
                 written[prompt.id] = [*written[prompt.id], *more]
         answers = [_cut(self.tokenizer, p, written[p.id], self.stops, max_new_tokens) for p in prompts]
-        if self.prompt_style == "natural":
+        if self.prompt_style != "structured":
             return answers
         return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
 
@@ -137,9 +154,7 @@ class Generator:
         return cache
 
 
-def load(
-    folder: Path, task: Task, *, prompt_style: Literal["structured", "natural"], use_gpu: bool, dtype: str = "auto"
-) -> Generator:
+def load(folder: Path, task: Task, *, prompt_style: PromptStyle, use_gpu: bool, dtype: str = "auto") -> Generator:
     """A model from a Hugging Face folder, whole, ready to generate."""
     name = device.dtype_name(dtype, use_gpu=use_gpu)
     model: Any = AutoModelForCausalLM.from_pretrained(

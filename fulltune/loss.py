@@ -113,7 +113,7 @@ def head_ends_the_model(config: Any) -> bool:
 
     with no_init_weights(), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             return False
         hidden, answer = torch.zeros(1, 1, head.in_features), torch.zeros(())

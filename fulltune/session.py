@@ -6,11 +6,13 @@ Train, under torch's own launcher, and in a test. Everything it needs was prepar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,25 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, export, guards, metrics
+import tasks
+from fulltune import checkpoint, comm, device, guards, meter, metrics, mirror, state, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
+from fulltune.journal import Journal
 from fulltune.metrics import MetricsLog
-from fulltune.train import (
-    Event,
-    NonFinite,
-    SaveDue,
-    Schedule,
-    Skipped,
-    Spiked,
-    StepDone,
-    Stopped,
-    Validated,
-    fit,
-    mean_loss,
-)
+from fulltune.saver import Saver
+from fulltune.train import Event, NonFinite, SaveDue, Schedule, Skipped, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
 STOP_FILE = "stop"  # put into the run folder, it asks the workers to save and end
@@ -54,7 +47,7 @@ class Inputs:
 
     @property
     def checkpoints(self) -> Path:
-        return self.run / "checkpoints"
+        return self.run / checkpoint.FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +78,34 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
 def _run(
     config: RunConfig, inputs: Inputs, workers: comm.Workers, phases: guards.Phases, *, tell: Callable[[str], None]
 ) -> Result:
+    began = time.perf_counter()
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
-    identity = fingerprint(config, inputs, num_workers=workers.size)
+    identity = fingerprint(config, inputs)
     phases.enter("the comparison of plans")
     workers.agree(_flat(identity) | {"rows": len(table), "steps": planner.total_steps})
     phases.enter("loading the model")
     engine = build(config, inputs.model, num_workers=workers.size)
     workers.bound(config.ray.collective_timeout_s)
     phases.enter("resuming")
-    step = _resume(engine, inputs, workers, identity, tell)
+    copies = _mirror(config, inputs, workers, tell)
+    step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
     workers.agree({"first step": step + 1, "its micro-batches": len(planner.step(step + 1).micro_batches)})
+    watch = _watch(config, inputs, workers, keep_to=step)
+    saver = _saver(config, inputs, workers, copies, watch, tell)
+
+    def stops() -> bool:
+        return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
+
+    def ends(number: int) -> bool:
+        return number == planner.total_steps or stops()
+
+    skipped = metrics.skips(inputs.run, until=step)  # before the log is cut back
+    journal = None
+    if workers.rank == 0:
+        log = _log(config, inputs, workers, engine, step, planner.total_steps, began)
+        journal = Journal(inputs.run, table, log, watch, tell)
     events = fit(
         engine,
         phases.during("step {0}", planner.step),
@@ -106,74 +115,128 @@ def _run(
             total_steps=planner.total_steps,
             save_every=config.checkpoint.every_steps,
             validate_every=config.validation.every_steps,
+            save_when_validating=config.validation.metric is not None,
         ),
         workers=workers,
         validate=_validation(engine, inputs, config, workers, phases),
-        stop_requested=(inputs.run / STOP_FILE).exists,
+        stop_requested=lambda: stops() or saver.failed(),
         first_step=step + 1,
-        skipped=metrics.skips(inputs.run, until=step),
+        skipped=skipped,
     )
-    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
-    save = phases.during("the save after step {0}", partial(_save, engine, inputs, workers, config, identity))
-    note = partial(_note_fault, inputs.run, table, log, tell)
-    last, finished = _consume(events, log, save, note, step)
+    with _waited_for(saver):
+        take = partial(state.take, engine, inputs.model, workers)
+        save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, ends))
+        last, finished = _consume(events, save, journal, step)
+    finished = finished or _ended_early(config, inputs, workers, watch, last, tell)
     if not finished:
         tell(f"stopped after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
 
 
+def _mirror(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, tell: Callable[[str], None]
+) -> mirror.Mirror | None:
+    """The second home of the checkpoints, after what this run folder lacks was fetched from it."""
+    if not config.checkpoint.upload_to:
+        return None
+    copies = mirror.connect(config.checkpoint.upload_to, inputs.run.name)
+    copies.restore(inputs.checkpoints, workers, tell)
+    return copies
+
+
+def _saver(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    copies: mirror.Mirror | None,
+    watch: validation.Watch | None,
+    tell: Callable[[str], None],
+) -> Saver:
+    protect: Callable[[], Collection[int]] = tuple if watch is None else watch.wanted_steps
+    saving = config.checkpoint
+    return Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
+
+
+def _ended_early(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    watch: validation.Watch | None,
+    last: int,
+    tell: Callable[[str], None],
+) -> bool:
+    """Whether the run is complete because its metric got no better; all workers agree."""
+    if not any(workers.gather(watch is not None and watch.exhausted())):
+        return False
+    if workers.rank == 0:
+        validation.write_early_stop(inputs.run, last)
+        tell(f"ended after step {last}: {config.validation.metric} got no better")
+    return True
+
+
+@contextlib.contextmanager
+def _waited_for(saver: Saver) -> Iterator[None]:
+    """The run ends after its last save; where training fails, one that is under way may still end."""
+    try:
+        yield
+    except BaseException:
+        saver.settle()
+        raise
+    saver.wait()
+
+
+def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to: int) -> validation.Watch | None:
+    """Worker 0's eye on the validations beside training, without those of steps that will be taken again."""
+    if workers.rank != 0 or config.validation.metric is None:
+        return None
+    validation.forget_after(inputs.run, keep_to)
+    return validation.Watch(inputs.run, config.validation, tasks.get(config.task, **config.task_options))
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
+) -> MetricsLog:
+    figures = meter.for_run(
+        inputs.model,
+        gpu_name=device.gpu_name(engine.device),
+        dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        workers=workers.size,
+        total_steps=total_steps,
+    )
+    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
+
+
 def _consume(
-    events: Iterator[Event],
-    log: MetricsLog | None,
-    save: Callable[[int, float | None], None],
-    note: Callable[[Skipped | NonFinite], None],
-    step: int,
+    events: Iterator[Event], save: Callable[[int, float | None], None], journal: Journal | None, step: int
 ) -> tuple[int, bool]:
-    """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
+    """Notes and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
     finished = True
     try:
         for event in events:
+            if journal is not None:
+                journal.note(event)
             match event:
-                case StepDone():
+                case StepDone() | Skipped():
                     step, valid_loss = event.step, None
-                    if log is not None:
-                        log.step(event)
-                case Skipped():
-                    step, valid_loss = event.step, None
-                    note(event)
-                case Spiked():
-                    if log is not None:
-                        log.spiked(event)
                 case Validated():
                     valid_loss = event.loss
-                    if log is not None:
-                        log.validated(event)
                 case SaveDue():
                     save(event.step, valid_loss)
                 case Stopped():
                     finished = False
     except NonFinite as error:
-        note(error)
+        if journal is not None:
+            journal.fault(error)
         raise
     return step, finished
 
 
-def _note_fault(
-    run: Path, table: TokenTable, log: MetricsLog | None, tell: Callable[[str], None], fault: Skipped | NonFinite
-) -> None:
-    """Worker 0, which has the log, writes down which records the step held."""
-    if log is not None:
-        if isinstance(fault, Skipped):
-            log.skipped(fault)
-        file = guards.write_fault(run, table, fault)
-        tell(f"{fault.what} {fault.value} at step {fault.step}; its records are listed in {file}")
-
-
-def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[str, Any]:
+def fingerprint(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must not change between the parts of one run: model, data, sharding, every setting of the optimisation.
 
-    Settings that only decide how a step is computed (memory against time), or what stops a run, may.
+    Settings that only decide how a step is computed (memory against time) or what stops a run may, and so may the
+    number of workers.
     """
     how = {"gradient_checkpointing", "micro_batch_tokens", "loss_chunk_tokens"} | guards.SETTINGS
     return {
@@ -181,7 +244,6 @@ def fingerprint(config: RunConfig, inputs: Inputs, *, num_workers: int) -> dict[
         "data": inputs.train_data.name,
         "dtype": device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
         "zero_stage": stage_of(config),
-        "num_workers": num_workers,
         "train": config.train.model_dump(mode="json", exclude=how),
     }
 
@@ -206,20 +268,18 @@ def _silent(_: str) -> None:
 
 
 def _resume(
-    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], tell: Callable[[str], None]
+    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], seed: int, tell: comm.Say
 ) -> int:
     """Loads the newest whole checkpoint and returns its step; 0 where there is none.
 
     Raises:
         UserError: the checkpoints in this run folder belong to a run with other data or settings.
     """
-    inputs.checkpoints.mkdir(parents=True, exist_ok=True)
     found = checkpoint.latest(inputs.checkpoints, peers=workers, say=tell)
     if found is None:
         return 0
     refuse_other_run(found, wanted)
-    engine.load(found.path)
-    _load_rng(found.path / f"rng-{workers.rank}.pt")
+    state.restore(engine, found, workers, seed=seed, say=tell)
     tell(f"resuming after step {found.step}")
     return found.step
 
@@ -245,40 +305,22 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _save(
-    engine: Engine,
-    inputs: Inputs,
-    workers: comm.Workers,
+    saver: Saver,
+    take: Callable[[Path], state.WorkerState],
     config: RunConfig,
     identity: Mapping[str, Any],
+    ends: Callable[[int], bool],
     step: int,
     valid_loss: float | None,
 ) -> None:
-    """Every worker writes its shard and its random state; a validation loss of this step decides on the best one."""
+    """Saves the state after `step`; a validation loss of this step decides on the best one, unless a metric of the task
 
-    def write(folder: Path) -> None:
-        engine.save(folder)
-        _save_rng(folder / f"rng-{workers.rank}.pt")
-        if workers.rank == 0:
-            export.keep_model_files(inputs.model, folder)
-
+    does: then the best so far and those that wait for their validation stay.
+    """
     meta: dict[str, Any] = {"fingerprint": identity}
-    if valid_loss is not None and config.checkpoint.keep_best:
+    if valid_loss is not None and config.checkpoint.keep_best and config.validation.metric is None:
         meta["valid_loss"] = valid_loss
-    checkpoint.save(inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last)
-
-
-def _save_rng(file: Path) -> None:
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    torch.save(states, file)
-
-
-def _load_rng(file: Path) -> None:
-    states = torch.load(file, weights_only=True, map_location="cpu")
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    saver.save(step, take, meta=meta, last=ends(step))
 
 
 def _validation(

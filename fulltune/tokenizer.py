@@ -137,6 +137,23 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return bos_ids(tokenizer) + list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def encode_chat(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The text as a user's turn in the model's chat template, up to where the answer begins.
+
+    Raises:
+        UserError: the model has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError(
+            got=f"a chat prompt for {tokenizer.name_or_path}, whose tokenizer has no chat template",
+            wanted="a chat model, or the natural prompt",
+            fix="ask it with prompt: natural",
+        )
+    turn = [{"role": "user", "content": text}]
+    encoded: Any = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
     """A hash over vocabulary, merges and special tokens."""
     text = tokenizer.backend_tokenizer.to_str() + repr(sorted(tokenizer.special_tokens_map.items()))

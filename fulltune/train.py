@@ -9,7 +9,6 @@ by all workers before it is yielded, so no worker ever waits in a collective tha
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ import torch
 
 from fulltune.batches import MicroBatch, Step
 from fulltune.config import TrainConfig
+from fulltune.device import Stopwatch
 from fulltune.guards import SpikeWatch
 
 
@@ -49,6 +49,8 @@ class StepDone:
     """An optimizer step was taken. `loss` is the mean over the step's supervised tokens, before the update.
 
     `grad_norm` is None where float16's loss scaler found an overflow and left the weights as they were.
+    `padded_tokens` are computed for nothing, `squared_lengths` is the sum of the examples' squared lengths (attention).
+    Seconds are this worker's, taken when its device was idle: reading, forward and backward passes, optimizer.
     """
 
     step: int
@@ -59,7 +61,10 @@ class StepDone:
     tokens: int
     supervised_tokens: int
     padded_tokens: int
-    seconds: float
+    squared_lengths: int
+    data_seconds: float
+    compute_seconds: float
+    update_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +131,12 @@ class Schedule:
     total_steps: int
     save_every: int | None
     validate_every: int | None
+    save_when_validating: bool = False  # where a checkpoint is what is validated
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""
-        return step == self.total_steps or (self.save_every is not None and step % self.save_every == 0)
+        due = self.save_every is not None and step % self.save_every == 0
+        return due or step == self.total_steps or (self.save_when_validating and self.validates(step))
 
     def validates(self, step: int) -> bool:
         """Whether the validation loss is taken after this step."""
@@ -165,19 +172,22 @@ def fit(
     skips_left = train.max_skips - skipped if train.on_nonfinite == "skip" else 0
     watch = SpikeWatch(train.spike_window, train.spike_threshold)
     for number in range(first_step, schedule.total_steps + 1):
-        started = time.perf_counter()
+        clock = Stopwatch(engine.device)
         step = plan(number)
+        batches = [load(indices) for indices in step.micro_batches]
+        data_seconds = clock.lap()
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-        for i, indices in enumerate(step.micro_batches):
-            last = i == len(step.micro_batches) - 1
-            loss_sum += engine.accumulate(load(indices), step_tokens=step.supervised_tokens, last=last).double()
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            loss_sum += engine.accumulate(batch, step_tokens=step.supervised_tokens, last=last).double()
         total, stops = workers.sum([float(loss_sum), float(stop_requested())], engine.device)
+        compute_seconds = clock.lap()
         loss = total / step.supervised_tokens
         lr = learning_rate(train, number, schedule.total_steps)
         norm = engine.update(lr)
         fault = _fault(loss, norm, scales_loss=engine.scales_loss)
         if fault is None:
-            yield _done(step, loss, lr, norm, seconds=time.perf_counter() - started)
+            yield _done(step, loss, lr, norm, (data_seconds, compute_seconds, clock.lap()))
         elif skips_left > 0:
             skips_left -= 1
             yield Skipped(number, *fault, step.example_indices)
@@ -205,7 +215,8 @@ def _fault(loss: float, norm: float, *, scales_loss: bool) -> tuple[str, float] 
     return None
 
 
-def _done(step: Step, loss: float, lr: float, norm: float, *, seconds: float) -> StepDone:
+def _done(step: Step, loss: float, lr: float, norm: float, seconds: tuple[float, float, float]) -> StepDone:
+    data_seconds, compute_seconds, update_seconds = seconds
     return StepDone(
         step=step.number,
         epoch=step.epoch,
@@ -214,8 +225,11 @@ def _done(step: Step, loss: float, lr: float, norm: float, *, seconds: float) ->
         grad_norm=norm if math.isfinite(norm) else None,
         tokens=step.tokens,
         supervised_tokens=step.supervised_tokens,
-        padded_tokens=0,
-        seconds=seconds,
+        padded_tokens=step.padded_tokens,
+        squared_lengths=step.squared_lengths,
+        data_seconds=data_seconds,
+        compute_seconds=compute_seconds,
+        update_seconds=update_seconds,
     )
 
 

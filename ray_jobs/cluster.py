@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from fulltune.config import RayConfig
+from fulltune.config import RayConfig, RunConfig
 from tasks.base import UserError
 
 LOCAL = "local"
@@ -76,16 +76,39 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
     places = sum(_places(node, here) for node in nodes)
     growth = _autoscaler_limits()
     possible = min((int(growth.get(key, 0) / need + 1e-9) for key, need in needs.items()), default=0) if growth else 0
-    if config.num_workers <= max(places, possible):
+    if config.min_workers <= max(places, possible):
         return
     has = ", ".join(f"{key} {sum(node.get(key, 0) for node in nodes):g}" for key in needs)
     wants = ", ".join(f"{key} {need:g}" for key, need in here.items())
     raise UserError(
-        got=f"ray.num_workers={config.num_workers} with {wants} each",
+        got=f"ray.num_workers={shown(config.num_workers)} with {wants} each",
         wanted=f"at most {max(places, possible)} such workers: the cluster has {has}"
         + (f" and may grow to {growth}" if growth else " and no autoscaler"),
         fix="lower ray.num_workers or ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
     )
+
+
+def shown(num_workers: int | tuple[int, int]) -> str:
+    """`2`, or `[1, 4]` for a range."""
+    return str(num_workers) if isinstance(num_workers, int) else f"[{num_workers[0]}, {num_workers[1]}]"
+
+
+def refuse_validation_without_room(run: RunConfig) -> None:
+    """A validation beside training would wait for ever if the workers hold everything.
+
+    Raises:
+        UserError: with what is left over beside the workers.
+    """
+    growth = _autoscaler_limits()
+    for key, wanted in {"CPU": run.validation.cpus, "GPU": run.validation.gpus}.items():
+        has = max(sum(node.get(key, 0) for node in _nodes()), growth.get(key, 0))
+        left = has - run.ray.max_workers * worker_resources(run.ray).get(key, 0.0)
+        if run.validation.metric is not None and wanted > left + 1e-9:
+            raise UserError(
+                got=f"validation.{key.lower()}s={wanted:g} beside {run.ray.max_workers} workers",
+                wanted=f"at most {max(left, 0):g} {key}: the cluster has {has:g} in all",
+                fix=f"lower validation.{key.lower()}s (0 shares the workers' processors) or ray.num_workers",
+            )
 
 
 def places(needs: dict[str, float]) -> int:

@@ -8,7 +8,6 @@ The same schema serves our model, a base model with k shots and an API model, so
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +20,10 @@ from tqdm import tqdm
 
 import tasks
 from fulltune import device, model
-from fulltune.config import ModelConfig
+from fulltune.config import ModelConfig, PromptStyle
 from tasks.base import Record, Task, UserError
+from tasks.shots import pick
 from tasks.sources import load
-
-SHOT_SEED = 17  # which training rows serve as worked examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class Request:
     model: str
     out: Path
     label: str
-    prompt: Literal["structured", "natural"]
+    prompt: PromptStyle
     shots: int = 0
     limit: int | None = None
     revision: str | None = None
@@ -81,7 +79,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     shots = pick_shots(task, request, records)
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = _model_folder(request)
+    folder = model_folder(request)
     done = _continue(request, task, folder)
     missing = [record for record in records if record.id not in done]
     if missing:
@@ -97,18 +95,20 @@ def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[
     if not request.shots:
         return []
     train = load(task, "train", request.source, columns=dict(request.columns) or None)
-    asked = {task.structured_prompt(record) for record in records}
-    pool = [record for record in train if task.structured_prompt(record) not in asked]
-    if len(pool) < request.shots:
-        raise UserError(
-            got=f"{len(pool)} training rows that are not in split {request.split!r}",
-            wanted=f"{request.shots} worked examples",
-            fix="lower --shots",
-        )
-    return random.Random(SHOT_SEED).sample(pool, request.shots)
+    return pick(task, request.shots, train, records)
 
 
-def _model_folder(request: Request) -> Path:
+def usual_prompt(name: str, special_tokens: Sequence[str]) -> PromptStyle:
+    """Structured for a model whose tokenizer has the task's tokens, natural for every other."""
+    from fulltune import tokenizer as tok
+
+    folder = model.resolve_source(ModelConfig(name_or_path=name), Path.home() / ".cache" / "fulltune" / "models")
+    vocabulary = tok.load(str(folder)).get_vocab()
+    return "structured" if special_tokens and all(token in vocabulary for token in special_tokens) else "natural"
+
+
+def model_folder(request: Request) -> Path:
+    """The model as a folder that transformers reads, fetched or converted where it is not one."""
     cache = request.cache or request.out.parent / ".models"
     folder = model.resolve_source(ModelConfig(name_or_path=request.model, revision=request.revision), cache)
     assert folder is not None, "only a random initialisation has no folder"

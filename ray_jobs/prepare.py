@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tasks
 from fulltune import data, model
 from fulltune import tokenizer as tok
 from fulltune.config import RunConfig
-from fulltune.session import Inputs
 from tasks.base import Record, Task
 from tasks.sources import load_with_report
+
+if TYPE_CHECKING:
+    from fulltune.session import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,13 @@ def load_split(
 
 def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
     """Tokenises, builds the starting model, and says what was kept and what was left out."""
+    from fulltune.session import Inputs  # torch and DeepSpeed, which a plan of the same rows does without
+
     task = task_of(config)
     cache = config.run_dir.parent / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     records = load_split(config, task, "train", config.data.limit, say)
-    texts = [_plain_text(task, record) for record in records] if config.model.tokenizer else []
+    texts = [plain_text(task, record) for record in records] if config.model.tokenizer else []
     model_dir = model.prepare(config.model, task, texts, seed=config.train.seed, cache=cache)
     tokenizer = tok.load(str(model_dir))
     train = data.prepare(task, records, tokenizer, config.data, split="train", cache=cache)
@@ -61,7 +66,7 @@ def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
     return Prepared(task=task, inputs=inputs, manifests=manifests)
 
 
-def _plain_text(task: Task, record: Record) -> str:
+def plain_text(task: Task, record: Record) -> str:
     """The training text as the tokenizer will see it, without the special tokens that are added later."""
     text = "".join(task.encode_text(segment.text) for segment in task.render(record))
     for token in task.special_tokens:

@@ -29,7 +29,7 @@ from typing import Any
 from tasks.base import SPLITS, Record, Task, UserError
 from tasks.row_files import SUFFIXES, Row, missing_file, read_rows
 
-__all__ = ["LoadReport", "Loaded", "load", "load_with_report", "read_references"]
+__all__ = ["LoadReport", "Loaded", "iterate_references", "load", "load_with_report", "read_references"]
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,23 @@ def read_references(
     """
     file = Path(path).expanduser()
     return _collect(task, split or file.stem, _Origin(read_rows(file), str(file)), columns, limit).records
+
+
+def iterate_references(task: Task, path: str | Path, split: str | None = None) -> Iterator[Record]:
+    """`read_references` record by record, for files too large to be held. Ids are not checked for being unique."""
+    file = Path(path).expanduser()
+    rename: Mapping[str, str] | None = None
+    rejected = 0
+    for index, row in enumerate(read_rows(file)):
+        if rename is None:
+            rename = _renaming(task, row, None)
+        record = _record(task, split or file.stem, index, row, rename)
+        if task.accepts is None or task.accepts(record):
+            yield record
+        else:
+            rejected += 1
+    if rejected:
+        log.warning("%s: %d rows not usable", file, rejected)
 
 
 def _collect(task: Task, split: str, origin: _Origin, columns: Mapping[str, str] | None, limit: int | None) -> Loaded:

@@ -22,12 +22,11 @@ from transformers.integrations import HfDeepSpeedConfig
 from fulltune import attention, device
 from fulltune.batches import MicroBatch
 from fulltune.config import RunConfig, TrainConfig
-from fulltune.engine import prebuild
+from fulltune.engine import prebuild, universal
 from fulltune.engine import settings as ds_settings
+from fulltune.engine.snapshot import TAG, Recorder, Snapshot
 from fulltune.loss import head_ends_the_model, summed_loss
 from tasks.base import UserError
-
-TAG = "state"  # the folder inside a checkpoint that DeepSpeed writes to
 
 
 class Engine:
@@ -112,12 +111,25 @@ class Engine:
         self._wrapped.train()
         return loss
 
+    def snapshot(self, scratch: Path) -> Snapshot:
+        """A copy of this worker's shard in host memory; every worker calls it.
+
+        Args:
+            scratch: a new folder of this worker on the file system that the shard will be written to.
+        """
+        scratch.mkdir(parents=True)
+        recorder, own = Recorder(), self._wrapped.checkpoint_engine
+        self._wrapped.checkpoint_engine = recorder
+        try:
+            self._wrapped.save_checkpoint(str(scratch), tag=TAG, save_latest=False)
+        finally:
+            self._wrapped.checkpoint_engine = own
+        return Snapshot(states=recorder.states, scratch=scratch)
+
     def save(self, folder: Path) -> None:
         """Every worker writes its own shard below `folder`; returns when all have."""
-        self._wrapped.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        if self._wrapped.global_rank == 0:
-            for script in folder.glob("*.py"):  # a checkpoint holds data, not programs to run
-                script.unlink()
+        self.snapshot(folder / f".scratch-{self._wrapped.global_rank}").write(folder)
+        deepspeed.comm.barrier()
 
     def load(self, folder: Path) -> None:
         """Takes model and optimizer states from a folder that `save` wrote with as many workers.
@@ -128,6 +140,17 @@ class Engine:
         path, _ = self._wrapped.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {folder}; wanted {TAG}/*.pt of {self._world} workers")
+
+    def load_universal(self, folder: Path) -> None:
+        """Takes the states from a folder of `fulltune.engine.universal`, written by any number of workers."""
+        optimizer = self._wrapped.optimizer.optimizer
+        settings = universal.settings_of(optimizer)
+        self._wrapped._config.load_universal_checkpoint = True
+        try:
+            self.load(folder)
+        finally:
+            self._wrapped._config.load_universal_checkpoint = False
+        universal.mend(optimizer, settings)
 
 
 def build(config: RunConfig, model_dir: Path, *, num_workers: int) -> Engine:

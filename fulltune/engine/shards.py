@@ -14,7 +14,7 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from fulltune import quiet
-from fulltune.engine.core import TAG
+from fulltune.engine.snapshot import TAG
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -33,6 +33,8 @@ def test_the_name_defaults_to_the_recipes(recipe):
         ("data.packing=false", lambda c: c.data.packing is False),
         ("data.columns={target: ref}", lambda c: c.data.columns == {"target": "ref"}),
         ("deepspeed=zero3", lambda c: c.deepspeed == "zero3"),
+        ("ray.num_workers=4", lambda c: (c.ray.min_workers, c.ray.max_workers) == (4, 4)),
+        ("ray.num_workers=[1, 4]", lambda c: (c.ray.min_workers, c.ray.max_workers) == (1, 4)),
         ("report.limit=5", lambda c: c.report is not None and c.report.limit == 5),
     ],
 )
@@ -66,6 +68,8 @@ def test_unknown_keys_name_the_nearest(recipe, override, advice):
         ("train.lr_scheduler=sine", "'sine'"),
         ("method.kind=lora", "method.kind"),
         ("model.name_or_path=null", "name_or_path is needed"),
+        ("ray.num_workers=0", "ray.num_workers: wanted a number from 1"),
+        ("ray.num_workers=[4, 1]", "min <= max"),
         ("novalue", "novalue"),
     ],
 )

@@ -157,6 +157,7 @@ def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
     """For each stage: 12 steps at once, and 12 steps of which 9-12 follow a restart from the checkpoint of step 8.
 
     The restarted run starts from a copy of the first one that has lost its last checkpoint; its log runs on past it.
+    `of_more_workers`: the same from runs that more workers left there before.
     """
     said: dict[str, list[str]] = {}
     for stage in arguments["stages"]:
@@ -175,7 +176,77 @@ def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
             assert session.run(run, inputs, workers, say=lines.append).finished
             said[folder.name] = lines
             gc.collect()
+    for stage in arguments.get("of_more_workers", []):
+        run = run_config(arguments, **arguments["changes"], deepspeed=f"zero{stage}")
+        folder = Path(arguments["out"]) / f"fewer-{stage}"
+        go_back(Path(arguments["out"]) / f"whole-{stage}", folder, 8)
+        inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+        assert session.run(run, inputs, workers, say=lines.append).finished
+        gc.collect()
     return {"said": said}
+
+
+def go_back(source: Path, folder: Path, step: int) -> None:
+    """A copy of a run that has lost every checkpoint after `step`."""
+    shutil.copytree(source, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    (folder / "checkpoints" / "pointer.json").write_text(json.dumps({"step": step}))
+
+
+def noting(seen: dict[int, list[int]]) -> Any:
+    """`fit`, noting which examples this worker loads in each step."""
+
+    def noted(engine: Any, plan: Any, load: Any, *rest: Any, **named: Any) -> Any:
+        step = 0
+
+        def plan_noted(number: int) -> Any:
+            nonlocal step
+            step = number
+            return plan(number)
+
+        def load_noted(indices: Any) -> Any:
+            seen.setdefault(step, []).extend(int(index) for index in indices)
+            return load(indices)
+
+        return fit(engine, plan_noted, load_noted, *rest, **named)
+
+    return noted
+
+
+def case_elastic(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """Every named run with this number of workers, whole or (`back_to`) from a checkpoint of another number."""
+    halve_the_rate_of_vectors()
+    found: dict[str, Any] = {}
+    for name, changes in arguments["runs"].items():
+        run = run_config(arguments, **arguments["changes"], **changes)
+        folder = Path(arguments["out"]) / name
+        if workers.rank == 0 and arguments["back_to"] is not None:
+            go_back(Path(arguments["source"]) / name, folder, arguments["back_to"])
+        workers.barrier()
+        inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        seen: dict[int, list[int]] = {}
+        session.fit = noting(seen)
+        said: list[str] = []
+        assert session.run(run, inputs, workers, say=said.append).finished
+        found[name] = {"seen": seen, "said": said}
+        gc.collect()
+    return found
+
+
+def halve_the_rate_of_vectors() -> None:
+    """Parameter groups with learning rates of their own: the product has none yet, its checkpoints must keep them."""
+    from fulltune.engine import core
+
+    original = core.parameter_groups
+
+    def groups(*args: Any) -> list[dict[str, Any]]:
+        matrices, vectors = original(*args)
+        return [matrices, vectors | {"lr_scale": 0.5}]
+
+    core.parameter_groups = groups
 
 
 def case_hang(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:

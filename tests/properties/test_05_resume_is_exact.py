@@ -1,5 +1,5 @@
-"""Property 5, at the same number of workers: a run that is cut and started again draws the curve of the uncut run, to
-the last bit. (`test_kills.py` under tests/ray_jobs does it with SIGKILL under Ray.)"""
+"""Property 5: a run that is cut and started again draws the curve of the uncut run, to the last bit at the same number
+of workers, and to 1e-6 at another. (Slow neighbours: more legs and arms, random kills, SIGKILL under Ray.)"""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def runs(tiny, launch, tmp_path_factory):
     out = tmp_path_factory.mktemp("resume")
     changes = {"train__max_steps": 12, "checkpoint__every_steps": 8}
     common = {"base": tiny.base, "model": tiny.model, "tokens": tiny.tokens, "out": out, "changes": changes}
-    (alone,) = launch("resume", 1, **common, stages=[0])
     pair = launch("resume", 2, **common, stages=[1, 2, 3])
+    (alone,) = launch("resume", 1, **common, stages=[0], of_more_workers=[2, 3])
     return out, alone["said"] | pair[0]["said"]
 
 
@@ -37,8 +37,18 @@ def test_losses_after_a_restart_are_bit_identical(runs, stage):
     assert attempts == [1] * 8 + [2] * 4, "the steps after the checkpoint must have been taken again"
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_one_worker_goes_on_where_two_stopped(runs, stage):
+    out, _ = runs
+    expected, got = ({s: float.fromhex(loss) for s, loss, _ in curve(out / f"{n}-{stage}")} for n in ("whole", "fewer"))
+    assert [record["attempt"] for record in metrics.read(out / f"fewer-{stage}")] == [1] * 8 + [2] * 4
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
 def test_other_settings_do_not_resume(tmp_path):
-    found = checkpoint.Found(path=tmp_path / "step-00000001", step=1, meta={"fingerprint": {"train": {"seed": 1}}})
+    found = checkpoint.Found(
+        path=tmp_path / "step-00000001", step=1, workers=1, meta={"fingerprint": {"train": {"seed": 1}}}
+    )
     session.refuse_other_run(found, {"train": {"seed": 1}})
     with pytest.raises(UserError, match=r"train\.seed: 1 -> 2"):
         session.refuse_other_run(found, {"train": {"seed": 2}})
@@ -58,6 +68,5 @@ def test_the_fingerprint_sees_what_matters(tiny, change, key):
     changed = config.resolve(
         tiny.base | {k: (tiny.base[k] | v if isinstance(v, dict) else v) for k, v in change.items()}, ""
     )
-    was, now = (session.fingerprint(c, inputs, num_workers=2) for c in (base, changed))
+    was, now = (session.fingerprint(c, inputs) for c in (base, changed))
     assert {name for name in was if was[name] != now[name]} == {key}
-    assert was != session.fingerprint(base, inputs, num_workers=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_the_finished_run_does_not_train_again(recipe, storage, undisturbed):
     finish(helpers.start_driver(recipe, "ray.name=undisturbed", log=log), log, 300)
     assert "done before" in log.read_text()
     assert helpers.curve(undisturbed) == before
+
+
+def test_a_range_of_workers_takes_what_the_cluster_holds_and_goes_on(recipe, storage, undisturbed):
+    log, run = storage / "range.log", storage / "range"
+    driver = helpers.start_driver(recipe, "ray.name=range", "ray.num_workers=1", log=log)
+    reach(driver, run, log, attempt=1, step=20)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=300) == 1, log.read_text()[-3000:]
+    finish(helpers.start_driver(recipe, "ray.name=range", "ray.num_workers=[1, 2]", log=log), log, 600)
+    assert "was written by 1 workers and is taken up by 2" in log.read_text()
+    expected = {step: float.fromhex(loss) for step, loss, _ in helpers.curve(undisturbed)}
+    got = {step: float.fromhex(loss) for step, loss, _ in helpers.curve(run)}
+    assert got == pytest.approx(expected, rel=1e-5)
 
 
 def test_more_workers_than_the_cluster_holds_is_a_user_error(recipe, storage):

@@ -1,0 +1,84 @@
+"""What a worker puts into a checkpoint and takes out of it: its shard, its random numbers, and the model's files.
+
+The position in the data and the schedule are functions of the step number, so the step is all that is kept of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulltune import checkpoint, comm, export, reshape
+from fulltune.engine import Engine, universal
+from fulltune.engine.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker's part of a checkpoint, copied and not yet written.
+
+    Attributes:
+        random: states of torch's generators.
+        model: on worker 0, the folder with config and tokenizer.
+    """
+
+    rank: int
+    shard: Snapshot
+    random: dict[str, torch.Tensor]
+    model: Path | None
+
+    @property
+    def bytes(self) -> int:
+        """Of the shard; the rest is small."""
+        return self.shard.bytes
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the files below `folder` and returns their paths."""
+        files = self.shard.write(folder)
+        files.append(folder / f"rng-{self.rank}.pt")
+        torch.save(self.random, files[-1])
+        return files + (export.keep_model_files(self.model, folder) if self.model is not None else [])
+
+
+def take(engine: Engine, model: Path, workers: comm.Workers, scratch: Path) -> WorkerState:
+    """Copies this worker's state as it is now; every worker calls it."""
+    return WorkerState(
+        rank=workers.rank,
+        shard=engine.snapshot(scratch),
+        random=_generators(),
+        model=model if workers.rank == 0 else None,
+    )
+
+
+def restore(engine: Engine, found: checkpoint.Found, workers: comm.Workers, *, seed: int, say: comm.Say) -> None:
+    """Takes the state of a verified checkpoint, also where another number of workers wrote it.
+
+    As many workers get their own shards and random numbers back, to the last bit. Another number loads the universal
+    form, and every worker starts a random stream of its own from the run's seed, the step and its rank.
+    """
+    if found.workers == workers.size:
+        engine.load(found.path)
+        _set_generators(torch.load(found.path / f"rng-{workers.rank}.pt", weights_only=True, map_location="cpu"))
+        return
+    if engine.stage == 0:  # nothing is cut
+        engine.load(found.path)
+    else:
+        engine.load_universal(reshape.universal(found, workers, universal.convert, say))
+    stream = np.random.SeedSequence([seed, found.step, workers.rank])
+    torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+    say(f"{found.path.name} was written by {found.workers} workers and is taken up by {workers.size}")
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    states = {"torch": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,254 @@
+"""`fulltune benchmark RECIPE`: models and endpoints x tasks -> predictions -> scores -> a report per task.
+
+    name: small_models                                   <out>/<name>/<task>/predictions/*.jsonl
+    tasks:                                               <out>/<name>/<task>/report/report.html
+      - {task: viggo, source: hub, limit: 200}           <out>/<name>/index.md, benchmark.json
+    models:
+      - {label: base, model: HuggingFaceTB/SmolLM2-135M, shots: 5}
+      - {label: gpt-4, model: "openai:gpt-4", shots: 5}
+      - {label: tuned, model: runs/viggo/export, tasks: [viggo]}
+
+Every part is resumed by running the command again: answered prompts stay, paid answers come from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+import tasks
+from evaluation import chat, predict_api, prices
+from evaluation.compare import compare
+from evaluation.comparison import Entry
+from evaluation.ledger import Budget
+from evaluation.pool import TaskSpec
+from fulltune import config, provenance
+from fulltune.config import PromptStyle
+from ray_jobs import cluster
+from ray_jobs.predict import Request, predict, usual_prompt
+from tasks.base import Record, Task, UserError
+from tasks.sources import load
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BenchmarkTask(_Section):
+    """What is asked: a split of a task's records."""
+
+    task: str = Field(description="a task's name, or path/to/file.py:TASK")
+    options: dict[str, Any] = Field(default_factory=dict)
+    source: str = Field("bundled", description="bundled, hub, or a path")
+    columns: dict[str, str] = Field(default_factory=dict)
+    split: Literal["train", "valid", "test"] = "test"
+    limit: int | None = Field(None, ge=1, description="the first N rows by index")
+
+
+class BenchmarkModel(_Section):
+    """A row of every report: a folder, a hub id or openai:NAME, and how it is asked."""
+
+    label: str
+    model: str = Field(description="folder, run folder with an export, hub id, or openai:NAME")
+    role: Literal["base", "tuned", "other"] = "other"
+    revision: str | None = None
+    shots: int = Field(0, ge=0)
+    prompt: PromptStyle | None = Field(None, description="default: structured if the model knows the task's tokens")
+    tasks: tuple[str, ...] = Field((), description="names of the tasks it answers; default: all")
+    base_url: str | None = Field(None, description="of an OpenAI-compatible API, up to /v1")
+    omit: tuple[str, ...] = Field((), description="parameters that the endpoint does not take")
+    budget_usd: float | None = Field(None, ge=0, description="per task")
+    max_requests: int | None = Field(None, ge=0, description="per task")
+    concurrency: int = Field(4, ge=1)
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+class Benchmark(_Section):
+    """A benchmark, completely described."""
+
+    name: str = ""
+    tasks: tuple[BenchmarkTask, ...] = Field(min_length=1)
+    models: tuple[BenchmarkModel, ...] = Field(min_length=1)
+    out: str = Field("benchmarks_runs", description="folder that gets a folder of the benchmark's name")
+    batch_tokens: int = Field(16384, ge=8, description="tokens of one generation batch, answers included")
+    workers: int = Field(1, ge=1, description="copies of each local model")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    use_gpu: bool = False
+    prices: str | None = Field(None, description="YAML or JSON file of prices that win over the built-in table")
+    usd_per_worker_hour: float | None = Field(None, ge=0, description="price of a worker, for the cost of own answers")
+
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Benchmark:
+        for what, names in (("label", [m.label for m in self.models]), ("task", [t.task for t in self.tasks])):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a {what} stands twice: {names}")
+        strange = {name for model in self.models for name in model.tasks} - {task.task for task in self.tasks}
+        if strange:
+            raise ValueError(f"models name tasks that are not in the benchmark: {sorted(strange)}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """`<out>/<name>`, absolute."""
+        return Path(self.out).expanduser().absolute() / self.name
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Benchmark:
+    """The benchmark of a YAML file; UserError for every problem in it."""
+    tree = config.read_tree(path, overrides)
+    tree.setdefault("name", path.stem)
+    return config.checked(tree, Benchmark, str(path))
+
+
+def run(benchmark: Benchmark, *, say: Callable[[str], None], arguments: Sequence[str] = ()) -> Path:
+    """Runs what is missing and returns the folder."""
+    facts = provenance.collect(data={}, arguments=list(arguments)) | {"benchmark": benchmark.model_dump(mode="json")}
+    results: dict[str, Any] = {}
+    with cluster.connected():
+        for part in benchmark.tasks:
+            say(f"{part.task}: {part.split} split of {part.source}")
+            results[part.task] = _one_task(benchmark, part, facts, say)
+    _write_index(benchmark, results)
+    return benchmark.folder
+
+
+def _one_task(
+    benchmark: Benchmark, part: BenchmarkTask, facts: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    spec = TaskSpec(part.task, part.options)
+    task = spec.load()
+    records = load(task, part.split, part.source, columns=part.columns or None, limit=part.limit)
+    folder = benchmark.folder / task.name
+    entries = [
+        _entry(benchmark, part, task, model, folder / "predictions" / f"{model.label}.jsonl", say)
+        for model in benchmark.models
+        if not model.tasks or part.task in model.tasks
+    ]
+    return compare(
+        entries,
+        task=task,
+        records=records,
+        out=folder / "report",
+        title=f"{benchmark.name}: {task.name}",
+        provenance=facts,
+        source=part.source,
+        split=part.split,
+        leaks=_leaks(part, task, records),
+        usd_per_worker_hour=benchmark.usd_per_worker_hour,
+        processes=os.cpu_count(),
+        spec=spec,
+    )
+
+
+def _leaks(part: BenchmarkTask, task: Task, records: Sequence[Record]) -> dict[str, str]:
+    """Records whose question stands in the training split as well."""
+    from evaluation.leaks import find_leaks
+
+    if part.split == "train":
+        return {}
+    train = load(task, "train", part.source, columns=part.columns or None)
+    return dict(find_leaks(task, {"train": train, part.split: list(records)}, {}).reasons())
+
+
+def _entry(
+    benchmark: Benchmark,
+    part: BenchmarkTask,
+    task: Task,
+    model: BenchmarkModel,
+    out: Path,
+    say: Callable[[str], None],
+) -> Entry:
+    """The predictions of one model, made or completed now."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    ask = _ask_api if model.model.startswith(chat.PREFIX) else _ask_model
+    ask(benchmark, part, task, model, out, say)
+    meta = json.loads(out.with_name(f"{out.stem}.meta.json").read_text())
+    note = f"{model.shots} shots, {meta.get('prompt', 'natural')} prompt"
+    return Entry(model.label, out, note=note, details=meta | {"role": model.role})
+
+
+def _ask_model(
+    benchmark: Benchmark,
+    part: BenchmarkTask,
+    task: Task,
+    model: BenchmarkModel,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
+    folder = Path(model.model).expanduser() / "export"
+    source = str(folder) if folder.is_dir() else model.model
+    request = Request(
+        task=part.task,
+        split=part.split,
+        source=part.source,
+        model=source,
+        out=out,
+        label=model.label,
+        prompt=model.prompt or usual_prompt(source, task.special_tokens),
+        shots=model.shots,
+        limit=part.limit,
+        revision=model.revision,
+        task_options=tuple(part.options.items()),
+        columns=tuple(part.columns.items()),
+        batch_tokens=benchmark.batch_tokens,
+        workers=benchmark.workers,
+        cpus_per_worker=benchmark.cpus_per_worker,
+        use_gpu=benchmark.use_gpu,
+        role=model.role,
+        cache=benchmark.folder / ".models",
+    )
+    predict(request, say=say)
+
+
+def _ask_api(
+    benchmark: Benchmark,
+    part: BenchmarkTask,
+    task: Task,
+    model: BenchmarkModel,
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
+    if model.prompt not in (None, "natural"):
+        raise UserError(
+            got=f"model {model.label!r} with prompt {model.prompt}",
+            wanted="natural: a chat endpoint puts its own template around the prompt",
+            fix="leave prompt out",
+        )
+    money = None if model.budget_usd is None else prices.picodollars(model.budget_usd)
+    request = predict_api.ApiRequest(
+        task=task,
+        split=part.split,
+        source=part.source,
+        endpoint=chat.endpoint(model.model, model.base_url, key_variable=model.api_key_env, omit=model.omit),
+        out=out,
+        label=model.label,
+        shots=model.shots,
+        limit=part.limit,
+        columns=part.columns,
+        role=model.role,
+        budget=Budget(money, model.max_requests),
+        cache=benchmark.folder / ".api",
+        concurrency=model.concurrency,
+        price_file=Path(benchmark.prices) if benchmark.prices else None,
+    )
+    outcome = predict_api.predict(request, say=say)
+    for warning in outcome.warnings:
+        say(f"{model.label}: {warning}")
+    if not outcome.complete:
+        say(f"{model.label}: {outcome.missing} of {outcome.answered + outcome.missing} prompts are not answered "
+            f"({outcome.stopped or dict(outcome.unanswered)}); the report counts them as empty")  # fmt: skip
+
+
+def _write_index(benchmark: Benchmark, results: Mapping[str, Any]) -> None:
+    """benchmark.json with every result, and index.md that leads to the reports."""
+    (benchmark.folder / "benchmark.json").write_text(json.dumps(results, indent=1))
+    lines = [f"# {benchmark.name}", ""]
+    for part in benchmark.tasks:
+        name = tasks.get(part.task, **part.options).name
+        lines += [f"## [{name}]({name}/report/report.html)", "", results[part.task]["headline"], ""]
+    (benchmark.folder / "index.md").write_text("\n".join(lines), encoding="utf-8")

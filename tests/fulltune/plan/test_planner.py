@@ -1,0 +1,150 @@
+"""A plan's answers: what fits, what is fastest, the smallest cluster, what the study's configuration wastes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fulltune import architectures, config
+from fulltune.plan import hardware, memory, planner, workload
+from fulltune.plan.hardware import GPUS, PRICES
+from fulltune.plan.planner import Options
+from tasks.base import UserError
+
+VIGGO = workload.assumed(5103, 76.8, 30.0, 0.518, "a test")
+
+
+def recipe(size: str = "7b", workers: int = 16, **changes):
+    """A Llama-2 run on A10G; keys with two underscores are nested."""
+    tree = {
+        "task": "viggo",
+        "model": {"name_or_path": f"llama2_{size}", "dtype": "bfloat16"},
+        "train": {"global_batch_size": 256, "micro_batch_tokens": 4096, "gradient_checkpointing": True},
+        "deepspeed": "zero3",
+        "ray": {"num_workers": workers, "use_gpu": True, "accelerator_type": "A10G", "name": "test"},
+    }
+    for key, value in changes.items():
+        section, _, leaf = key.partition("__")
+        if leaf:
+            tree[section][leaf] = value
+        else:
+            tree[section] = value
+    return config.resolve(tree, origin="test")
+
+
+def plan(size: str = "7b", workers: int = 16, options: Options | None = None, **changes):
+    made = recipe(size, workers, **changes)
+    return planner.plan(made, architectures.load(f"llama2_{size}"), VIGGO, options or Options())
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_study_offloads_although_the_states_fit(size):
+    study = plan(size, deepspeed=f"llama2_{size}").study
+    assert study is not None
+    assert study.fits_without_offload
+    assert study.step_seconds > study.step_seconds_without
+    assert study.padding == pytest.approx(512 / 76.8, rel=0.02)
+
+
+def test_70b_needs_offload_on_32_a10g():
+    assert not plan("70b", 32, deepspeed="zero3").fits
+    assert plan("70b", 32, deepspeed="llama2_70b").fits
+
+
+@pytest.mark.parametrize("gpu", [row.name for row in GPUS])
+@pytest.mark.parametrize("size", ["7b", "70b"])
+def test_what_is_called_fastest_fits(size, gpu):
+    found = plan(size, 16, Options(gpu=gpu))
+    if found.best is None:
+        assert found.problems
+        return
+    best = found.best
+    again = plan(
+        size,
+        16,
+        Options(gpu=gpu),
+        deepspeed=best.deepspeed,
+        train__micro_batch_tokens=best.micro_batch_tokens,
+        train__gradient_checkpointing=best.gradient_checkpointing,
+    )
+    assert again.fits
+    assert again.memory.gpu.total == best.gpu_bytes
+    assert best.step_seconds * found.work.steps / 3600 <= found.hours * 1.001 or not found.fits
+
+
+def test_the_smallest_cluster_is_minimal():
+    found = plan("13b")
+    assert found.smallest is not None
+    fewer = plan("13b", found.smallest.workers // 2)
+    assert fewer.best is None or "offload" in fewer.best.deepspeed
+
+
+def test_parts_add_up_and_the_problem_names_both_sizes():
+    found = plan("7b", 1)
+    gpu = found.memory.gpu
+    parts = (gpu.parameters, gpu.gradients, gpu.optimizer, gpu.activations, gpu.logits, gpu.buffers)
+    assert gpu.total == sum(parts)
+    assert min(parts) >= 0
+    assert not found.fits
+    assert f"needs {planner.gb(gpu.total)} per GPU" in found.problems[0]
+
+
+def test_memory_grows_with_the_micro_batch_and_shrinks_with_checkpointing():
+    made = plan("7b").setup
+    larger = replace(made, batch=replace(made.batch, tokens=2 * made.batch.tokens))
+    without = replace(made, checkpointing=False)
+    total = memory.memory(made).gpu.total
+    assert memory.memory(larger).gpu.total > total
+    assert memory.memory(without).gpu.total > total
+
+
+def test_a_cpu_run_is_planned_without_gpu_tables():
+    found = plan("7b", 2, ray__use_gpu=False, ray__accelerator_type=None, model__dtype="auto")
+    assert (found.gpu, found.best, found.study, found.cost_usd) == (None, None, None, None)
+    assert found.memory.host > 2 * found.memory.gpu.total
+    assert found.setup.dtype_bytes == 4
+
+
+def test_price_and_host_memory_replace_the_tables():
+    cheap = plan("7b", options=Options(usd_per_hour=1.0, host_memory=2**30))
+    assert cheap.cost_usd == pytest.approx(16 * cheap.hours)
+    assert any("host memory per node" in problem for problem in cheap.problems)
+    assert plan("7b", options=Options(gpu="RTX-4090")).cost_usd is None
+
+
+def test_steps_and_tokens_follow_the_recipe():
+    found = plan("7b", train__num_epochs=10)
+    assert found.work.steps == 10 * 20
+    assert found.work.tokens == pytest.approx(10 * VIGGO.tokens.sum())
+    assert plan("7b", train__max_steps=7).work.steps == 7
+
+
+def test_the_largest_micro_batch_bounds_what_packing_makes():
+    import numpy as np
+
+    from fulltune.batches import pack
+
+    lengths = np.random.default_rng(0).integers(10, 300, 2000)
+    made = recipe(train__micro_batch_tokens=1000, train__global_batch_size=64, ray__num_workers=2)
+    work = workload.workload(made, workload.Lengths(lengths, lengths // 2, "test", known=True))
+    for start in range(0, 1984, 64):
+        shares = pack(lengths, np.arange(start, start + 64), 1000, 2)
+        assert max(sum(lengths[i] for i in bin) for share in shares for bin in share) <= work.largest.tokens
+
+
+def test_gpu_names_are_forgiving_and_mistakes_are_named():
+    assert hardware.gpu("a10g").name == hardware.gpu("A10").name == "A10G"
+    assert hardware.gpu("A100-80G").name == "A100-80"
+    with pytest.raises(UserError, match="did you mean 'H100'"):
+        hardware.gpu("H10O")
+
+
+def test_a_gpu_run_without_a_type_asks_for_one():
+    with pytest.raises(UserError, match="--gpu NAME"):
+        plan("7b", ray__accelerator_type=None)
+
+
+def test_tables_carry_their_sources():
+    assert all(row.source and row.memory < 150 * 2**30 for row in GPUS)
+    assert all(row.source and len(row.date) == 7 and hardware.gpu(row.gpu).name == row.gpu for row in PRICES)

@@ -1,0 +1,125 @@
+"""A benchmark's file is checked before anything is spent; a run asks a local model and an endpoint, and is resumed."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tasks
+from fulltune import tokenizer as tok
+from ray_jobs import benchmark
+from ray_jobs.cli import main
+from tasks.base import UserError
+from tasks.sources import load
+
+TASK = tasks.get("viggo")
+RECORDS = load(TASK, "test", "bundled", limit=6)
+PLAIN = {"tasks": [{"task": "viggo"}], "models": [{"label": "a", "model": "folder"}]}
+
+
+def described(tmp_path, **changes):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | changes))
+    return path
+
+
+def test_a_file_names_its_benchmark_and_defaults_are_filled_in(tmp_path):
+    found = benchmark.read(described(tmp_path), ["batch_tokens=64"])
+    assert (found.name, found.batch_tokens, found.tasks[0].split) == ("small", 64, "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"models": [{"label": "a", "model": "x"}, {"label": "a", "model": "y"}]}, "stands twice"),
+        ({"models": [{"label": "a", "model": "x", "tasks": ["gsm8k"]}]}, "gsm8k"),
+        ({"models": [{"label": "a", "model": "x", "shot": 1}]}, "shot"),
+        ({"modles": []}, "did you mean 'models'"),
+        ({"tasks": []}, "tasks"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        benchmark.read(described(tmp_path, **changes))
+
+
+def test_a_structured_prompt_for_an_endpoint_is_refused(tmp_path):
+    models = [{"label": "api", "model": "openai:x", "base_url": "http://127.0.0.1:9/v1", "prompt": "structured"}]
+    found = benchmark.read(described(tmp_path, models=models, out=str(tmp_path)))
+    with pytest.raises(UserError, match="chat endpoint"):
+        benchmark._ask_api(found, found.tasks[0], TASK, found.models[0], tmp_path / "p.jsonl", print)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "random"
+    tokenizer = tok.train_bpe(["".join(s.text for s in TASK.render(r)) for r in RECORDS], 350)
+    tok.add_task_tokens(tokenizer, TASK)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def endpoint():
+    """An endpoint that answers every question alike, and counts them."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            choice = {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "inform(name[x])"},
+            }
+            usage = {"prompt_tokens": 50, "completion_tokens": 6, "total_tokens": 56}
+            body = {"id": "1", "object": "chat.completion", "created": 1, "model": "fixed", "choices": [choice]}
+            data = json.dumps(body | {"usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_local_model_and_an_endpoint_end_in_one_report_and_nothing_is_asked_twice(
+    tmp_path, folder, endpoint, monkeypatch, capsys
+):
+    url, asked = endpoint
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    models = [
+        {"label": "random", "model": str(folder), "role": "tuned"},
+        {"label": "fixed", "model": "openai:fixed", "base_url": url, "shots": 2},
+    ]
+    path = described(tmp_path, models=models, out=str(tmp_path / "out"), cpus_per_worker=0.5)
+    assert main(["benchmark", str(path), "--limit", "6"]) == 0
+    assert len(asked) == 6
+    results = json.loads((tmp_path / "out" / "small" / "benchmark.json").read_text())["viggo"]
+    rows = {model["label"]: model for model in results["models"]}
+    assert rows["fixed"]["metrics"]["parsable"]["mean"] == 1
+    assert rows["random"]["metrics"]["parsable"]["n"] == 6
+    assert (tmp_path / "out" / "small" / "viggo" / "report" / "report.html").exists()
+    assert "viggo/report/report.html" in (tmp_path / "out" / "small" / "index.md").read_text()
+    capsys.readouterr()
+    assert main(["benchmark", str(path), "--limit", "6", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"viggo"}
+    assert len(asked) == 6, "the second run asks nothing"

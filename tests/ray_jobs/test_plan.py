@@ -1,0 +1,125 @@
+"""`fulltune plan`: its JSON, every recipe, its speed, and the gate in front of `train` and `submit`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from ray_jobs import cli, recipes
+from tasks.base import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
+HUB = [name for name in recipes.names() if "llama2" in name]
+
+
+@pytest.fixture(autouse=True)
+def no_real_data(monkeypatch):
+    monkeypatch.delenv("FULLTUNE_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def planned(capsys, *arguments):
+    code = cli.main(["plan", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", [*HUB, "demo"])
+def test_recipes_that_ship_fit_and_keep_the_schema(name, capsys):
+    code, found = planned(capsys, name)
+    jsonschema.validate(found, SCHEMA)
+    assert code == 0
+    assert found["fits"]
+    assert sum(size for part, size in found["gpu_bytes"].items() if part != "total") == found["gpu_bytes"]["total"]
+
+
+def test_every_recipe_is_planned_somewhere(tmp_path):
+    left = {"viggo_smollm2_135m"}  # its weights and config.json are fetched by hand: below
+    assert {*HUB, "demo"} | left == set(recipes.names())
+
+
+def test_a_model_folder_and_data_at_hand_are_counted(tmp_path, capsys):
+    config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
+              "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = [f"model.name_or_path={tmp_path}", "data.source=bundled", "data.limit=100"]
+    code, found = planned(capsys, "viggo_smollm2_135m", *arguments)
+    jsonschema.validate(found, SCHEMA)
+    assert (code, found["examples"], found["gpu"]) == (0, 100, None)
+    assert found["parameters"] == 2 * 128 * 8 + 2 * (4 * 64 + 3 * 128 + 16) + 8  # 100 and 5 tokens make 128 rows
+
+
+def test_text_fits_one_screen_and_says_planned(capsys):
+    assert cli.main(["plan", "viggo_llama2_13b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "planned, not measured" in lines[0]
+    assert len(lines) <= 45
+    assert max(len(line) for line in lines) <= 120
+
+
+def test_what_does_not_fit_has_exit_code_1_and_a_way_out(capsys):
+    code, found = planned(capsys, "viggo_llama2_70b", "deepspeed=zero3")
+    assert code == 1
+    assert "needs" in found["problems"][0]
+    assert found["fastest_that_fits"]["deepspeed"].startswith("zero3_offload")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["viggo_llama2_7b", "--gpu", "A1000"], "GPU type 'A1000'"),
+        (["viggo_llama2_7b", "model.name_or_path=nobody/nothing"], "--fetch"),
+        (["viggo_llama2_7b", "data.source=hub", "task=tests/nowhere.py:TASK"], "tests/nowhere.py"),
+        (["viggo_llama_7b"], "did you mean"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    assert cli.main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train"], ["submit", "--address", "http://127.0.0.1:1"]])
+def test_train_and_submit_refuse_what_cannot_fit(command, capsys):
+    assert cli.main([command[0], "viggo_llama2_13b", "ray.num_workers=2", *command[1:]]) == 2
+    message = capsys.readouterr().err
+    assert "planned: needs" in message
+    assert "ray.num_workers" in message or "deepspeed=" in message
+    assert "--force" in message
+
+
+def test_force_goes_past_the_plan(monkeypatch, capsys):
+    import ray_jobs.submit
+
+    seen = {}
+    monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **named: seen.update(named) or 0)
+    assert cli.main(["submit", "viggo_llama2_13b", "ray.num_workers=2", "--address", "http://x", "--force"]) == 0
+    assert seen["force"]
+
+
+def test_runs_on_cpus_and_unknown_sizes_are_not_refused(capsys):
+    from fulltune import config
+    from ray_jobs.plan import refuse_what_cannot_fit
+
+    refuse_what_cannot_fit(config.load(recipes.path("demo")), say=print)
+    unknown = config.load(recipes.path("viggo_llama2_7b"), ["model.name_or_path=nobody/nothing"])
+    refuse_what_cannot_fit(unknown, say=print)
+    assert "not planned" in capsys.readouterr().out
+    small = config.load(recipes.path("viggo_llama2_7b"), ["ray.num_workers=1"])
+    with pytest.raises(UserError, match="planned: needs"):
+        refuse_what_cannot_fit(small, say=print)
+
+
+def test_70b_is_planned_in_seconds():
+    started = time.process_time(), time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "ray_jobs.cli", "plan", "viggo_llama2_70b", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["parameters"] == 68_976_648_192 + 2 * 64 * 8192  # 5 tokens, padded to 64
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "deepspeed", "ray"}, "what makes it slow"
+    assert time.perf_counter() - started[1] < 30  # about 2 s on a quiet machine: benchmarks/plan_time.py
