@@ -253,20 +253,21 @@ def mutate(tiny: Tiny, launch: Launch) -> Callable[[dict[str, tuple[int, str]]],
             bug: cells(tiny, 2)[cell] | {"deepspeed": zero(stage, cell), "mutation": bug}
             for bug, (stage, cell) in bugs.items()
         }
-        return run_all(tiny, launch, {2: runs}, "mutated")
+        return run_all(tiny, launch, {2: runs}, "mutated", agree=False)
 
     return run
 
 
-def run_all(tiny: Tiny, launch: Launch, runs: dict[int, dict[str, Any]], name: str) -> Matrix:
-    """Launches each number of workers once, for all of its runs."""
+def run_all(tiny: Tiny, launch: Launch, runs: dict[int, dict[str, Any]], name: str, *, agree: bool = True) -> Matrix:
+    """Launches each number of workers once, for all of its runs; all workers must have seen the same unless told."""
     records: dict[str, list[dict[str, float]]] = {}
     folders: dict[str, Path] = {}
     for workers, named in runs.items():
         out = tiny.out / f"{name}-{workers}"
         common = {"base": tiny.base, "model": tiny.model, "tokens": tiny.tokens, "steps": STEPS}
         found = launch("matrix", workers, **common, out=out, runs=named)
-        assert all(found[0][run] == other[run] for other in found for run in named), "workers disagree on the records"
+        if agree:
+            assert all(found[0][run] == other[run] for other in found for run in named), "workers saw other losses"
         records |= found[0]
         folders |= {run: out / run for run in named}
     return Matrix(records, folders)
