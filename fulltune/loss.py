@@ -114,7 +114,9 @@ def head_ends_the_model(config: Any) -> bool:
     with no_init_weights(), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         head: Any = model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear or head.bias is not None:
+        if (
+            type(head) is not torch.nn.Linear or getattr(head, "bias", None) is not None
+        ):  # typed as if it always had one
             return False
         hidden, answer = torch.zeros(1, 1, head.in_features), torch.zeros(())
     model.base_model.forward = lambda *_, **__: _Backbone(hidden)
