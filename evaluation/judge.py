@@ -172,8 +172,9 @@ def _read(
     outcomes: dict[str, Reply | Unanswered] = {}
     stopped = None
     try:
-        progress = {"total": len(chats), "unit": "reply", "disable": not sys.stderr.isatty(), "leave": False}
-        for name, outcome in tqdm(reader.client.ask_all(chats), desc=reader.metric.name, **progress):
+        bar: dict[str, Any] = {"unit": "reply", "disable": not sys.stderr.isatty(), "leave": False}
+        bar |= {"total": len(chats), "desc": reader.metric.name}
+        for name, outcome in tqdm(reader.client.ask_all(chats), **bar):
             outcomes[name] = outcome
     except Stopped as reason:
         stopped = str(reason)

@@ -1,18 +1,23 @@
-"""What the workers of a run tell each other outside DeepSpeed: sums, and each one's findings.
+"""What the workers of a run tell each other outside DeepSpeed: sums, each one's findings, and that they agree.
 
 Thin names over torch.distributed, so that the training code says what it needs and a single process needs no group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 Say = Callable[[str], None]  # prints a line for the user
+
+
+class Disagreement(RuntimeError):
+    """Workers hold different values of what must be one; they would wait for each other for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,21 @@ class Workers:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Compares named values over all workers before anything depends on them; Disagreement on every worker."""
+        everywhere = self.gather(dict(values))
+        for name in values:
+            found = [other.get(name) for other in everywhere]
+            if any(value != found[0] for value in found):
+                each = ", ".join(f"{value} on worker {rank}" for rank, value in enumerate(found))
+                raise Disagreement(f"workers disagree on {name}: {each}")
+
+    def bound(self, seconds: float) -> None:
+        """Gives every process group this time-out: the groups that DeepSpeed makes have torch's own, half an hour."""
+        if self.size > 1:
+            for group in dist.distributed_c10d._world.pg_map:
+                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
     def barrier(self) -> None:
         """Waits for all."""

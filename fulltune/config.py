@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -42,9 +42,10 @@ class ModelConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on CPU"
     )
-    new_token_init: Literal["mean_noise", "mean"] = Field(
-        "mean_noise", description="how rows of new tokens start; the stop token starts from the EOS row"
+    new_token_init: Literal["mean_noise", "mean", "covariance", "description"] = Field(
+        "mean_noise", description="how rows of new tokens start (docs/token_init.md)"
     )
+    stop_token_init: Literal["eos", "new_token_init"] = Field("eos", description="eos: the stop token starts as EOS")
 
     @model_validator(mode="after")
     def _source_is_named(self) -> ModelConfig:
@@ -73,6 +74,9 @@ class DataConfig(_Section):
     limit: int | None = Field(None, ge=1, description="only the first rows of the training split")
 
 
+_Positive = Annotated[float, Field(gt=0)]
+
+
 class TrainConfig(_Section):
     """The optimisation itself. Batch sizes count examples of one optimizer step over all workers."""
 
@@ -80,8 +84,12 @@ class TrainConfig(_Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
     learning_rate: float = Field(5e-6, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = "linear"
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the schedule ends, as a share of learning_rate")
+    decay_steps: int | None = Field(None, ge=1, description="wsd: length of the final decay; default: a tenth")
+    lr_multipliers: dict[str, _Positive] = Field(
+        default_factory=dict, description="parameter name pattern, such as '*embed_tokens*' -> factor on the rate"
+    )
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -90,6 +98,12 @@ class TrainConfig(_Section):
     global_batch_size: int = Field(16, ge=1, description="examples per optimizer step, all workers together")
     micro_batch_tokens: int = Field(4096, ge=8, description="tokens that one worker takes in one forward pass")
     gradient_checkpointing: bool = False
+    loss_chunk_tokens: int = Field(1024, ge=0, description="tokens whose logits exist at a time; 0: all of a pass")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or infinite loss or gradient norm")
+    max_skips: int = Field(3, ge=0, description="steps that on_nonfinite: skip may leave out; one more stops the run")
+    on_loss_spike: Literal["record", "stop"] = "record"
+    spike_window: int = Field(50, ge=0, description="steps that say which loss is usual; 0 switches it off")
+    spike_threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median: a spike")
     seed: int = Field(42, ge=0)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.meter import Meter
-from fulltune.train import StepDone, Validated
+from fulltune.train import Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Outcome
 
 FILE = "metrics.jsonl"
@@ -45,8 +45,7 @@ class MetricsLog:
         """One optimizer step, if it is one of those that are logged."""
         if event.step % self._every:
             return
-        line = dataclasses.asdict(event) | self._meter.rates(event) | self._spending(event.step)
-        self._write(line | {"attempt": self.attempt})
+        self._write(dataclasses.asdict(event) | self._meter.rates(event) | self._spending(event.step))
 
     def _spending(self, step: int) -> dict[str, float | None]:
         now = time.perf_counter()
@@ -54,16 +53,24 @@ class MetricsLog:
         per_step = (now - self._first_step_at) / (step - self._keep_to)
         return {"hours": round(hours, 6)} | self._meter.bill(step=step, spent_hours=hours, seconds_per_step=per_step)
 
+    def skipped(self, event: Skipped) -> None:
+        """A step whose gradients were dropped; the line has no `loss`, `nonfinite-<step>.json` lists its records."""
+        self._write({"step": event.step, "skipped": event.what, "value": str(event.value)})
+
+    def spiked(self, event: Spiked) -> None:
+        """An unusual loss; the line stands beside its step's."""
+        self._write({"step": event.step, "spike": event.loss, "usual_loss": event.usual})
+
     def validated(self, event: Validated) -> None:
         """A validation loss; the line has `valid_loss` and no `loss`."""
-        self._write({"step": event.step, "valid_loss": event.loss, "attempt": self.attempt})
+        self._write({"step": event.step, "valid_loss": event.loss})
 
     def outcome(self, outcome: Outcome) -> None:
         """A validation by the task's metric; it comes some steps after the step that it is about."""
-        self._write(outcome_line(outcome) | {"attempt": self.attempt})
+        self._write(outcome_line(outcome))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(line | {"time": round(time.time(), 3)}) + "\n")
+        self._handle.write(json.dumps(line | {"attempt": self.attempt, "time": round(time.time(), 3)}) + "\n")
 
 
 def outcome_line(outcome: Outcome) -> dict[str, Any]:
@@ -90,6 +97,11 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
         return
     for line in text.split("\n")[:-1]:
         yield json.loads(line)
+
+
+def skips(run: Path, *, until: int) -> int:
+    """How many of the steps up to `until` were left out; lines after that are of steps that will be taken again."""
+    return sum("skipped" in line and line["step"] <= until for line in read(run))
 
 
 def next_attempt(run: Path) -> int:

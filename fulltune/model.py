@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fulltune import gguf
 from fulltune import tokenizer as tok
@@ -24,6 +26,8 @@ from fulltune.config import ModelConfig
 from tasks.base import Task, UserError
 
 MULTIPLE = 64  # rows of an embedding: a multiple of 64 keeps matrix kernels aligned
+# how the row of a new token starts: a rule by name, or the old rows whose mean it is
+Rule = Literal["mean", "mean_noise", "covariance"] | tuple[int, ...]
 NOISE = 0.02  # standard deviation around the mean row for new tokens; also the initialisation of Llama
 
 
@@ -77,7 +81,8 @@ def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int,
     tokenizer = _tokenizer(config, source, texts)
     base_eos = tokenizer.eos_token_id
     new_ids = tok.add_task_tokens(tokenizer, task)
-    folder = cache / f"model-{_key(config, source, tokenizer, seed)}"
+    rows = _starting_rows(config, task, tokenizer, new_ids, base_eos)
+    folder = cache / f"model-{_key(config, source, tokenizer, rows, seed)}"
     if (folder / "config.json").exists():
         return folder
     stage = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -85,7 +90,6 @@ def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int,
     if source is None:
         _initialise(config, tokenizer, stage, seed=seed)
     else:
-        rows = _starting_rows(config, task, tokenizer, new_ids, base_eos)
         _stream(source, stage, num_tokens=len(tokenizer), rows=rows, seed=seed)
     tok.save(tokenizer, stage)
     try:
@@ -101,9 +105,11 @@ def _tokenizer(config: ModelConfig, source: Path | None, texts: Sequence[str]) -
     return tok.load(str(source or config.name_or_path), None if source else config.revision)
 
 
-def _key(config: ModelConfig, source: Path | None, tokenizer: tok.Tokenizer, seed: int) -> str:
+def _key(
+    config: ModelConfig, source: Path | None, tokenizer: tok.Tokenizer, rows: Mapping[int, Rule], seed: int
+) -> str:
     settings = config.model_dump(mode="json", exclude={"name_or_path", "revision"} if source else set())
-    digest = hashlib.sha256(json.dumps([settings, seed]).encode())
+    digest = hashlib.sha256(json.dumps([settings, sorted(rows.items()), seed]).encode())
     digest.update(tok.fingerprint(tokenizer).encode())
     for file in sorted(source.glob("*.safetensors")) if source else ():
         digest.update(f"{file.name} {file.stat().st_size}".encode() + _sample(file))
@@ -120,13 +126,22 @@ def _sample(file: Path, size: int = 2**20) -> bytes:
 
 def _starting_rows(
     config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
-) -> dict[int, int | str]:
-    """New id -> the id whose row it copies, or the name of a rule. The stop token means what EOS meant."""
-    rows: dict[int, int | str] = dict.fromkeys(new_ids, config.new_token_init)
+) -> dict[int, Rule]:
+    """New id -> how its row starts. The stop token means what EOS meant, unless told otherwise."""
+    rows = {new: _rule(config, task, tokenizer, new) for new in new_ids}
     stop = tok.stop_id(tokenizer, task)
-    if stop in rows and eos is not None:
-        rows[stop] = eos
+    if config.stop_token_init == "eos" and stop in rows and eos is not None:
+        rows[stop] = (eos,)
     return rows
+
+
+def _rule(config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_id: int) -> Rule:
+    """The configured rule; `description` becomes the ids of the task's words, or of the token's letters."""
+    if config.new_token_init != "description":
+        return config.new_token_init
+    token = tokenizer.convert_ids_to_tokens(new_id)
+    text = task.token_descriptions.get(token) or " ".join(re.findall("[a-z]+", token.lower()))
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids) or "mean"
 
 
 def _initialise(config: ModelConfig, tokenizer: tok.Tokenizer, out: Path, *, seed: int) -> None:
@@ -158,7 +173,7 @@ def padded(num_tokens: int) -> int:
     return -(-num_tokens // MULTIPLE) * MULTIPLE
 
 
-def _stream(source: Path, out: Path, *, num_tokens: int, rows: Mapping[int, int | str], seed: int) -> None:
+def _stream(source: Path, out: Path, *, num_tokens: int, rows: Mapping[int, Rule], seed: int) -> None:
     """Copies the weights file by file; embedding matrices grow to `num_tokens`, padded, with their new rows filled."""
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -197,25 +212,38 @@ def embedding_names(config: Mapping[str, Any]) -> set[str]:
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in wanted}
 
 
-def grow(matrix: Any, size: int, rows: Mapping[int, int | str], *, seed: int) -> Any:
-    """An embedding (V, H) with `size` rows: old ones untouched, new tokens by their rule, unused ones the mean.
-
-    Rules: `mean` is the mean of the old rows, `mean_noise` adds normal noise of 0.02, an id copies that id's row.
-    """
+def grow(matrix: Any, size: int, rows: Mapping[int, Rule], *, seed: int) -> Any:
+    """An embedding (V, H) with `size` rows: old ones untouched, new tokens by their rule, unused ones the mean."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    old = matrix.shape[0]
-    mean = matrix.float().mean(dim=0)  # (H,)
-    grown = torch.cat([matrix, mean.to(matrix.dtype).expand(size - old, -1)])  # (size, H)
+    old = matrix.float()
+    mean = old.mean(dim=0)  # (H,)
+    grown = torch.cat([matrix, mean.to(matrix.dtype).expand(size - len(matrix), -1)])  # (size, H)
     for row, rule in sorted(rows.items()):
-        if isinstance(rule, int):
-            value = matrix[rule].float()
-        else:
-            noise = torch.randn(mean.shape, generator=generator) * NOISE
-            value = mean + noise if rule == "mean_noise" else mean
-        grown[row] = value.to(matrix.dtype)
+        grown[row] = _new_row(old, mean, rule, generator).to(matrix.dtype)
     return grown.contiguous()
+
+
+def _new_row(old: Any, mean: Any, rule: Rule, generator: Any) -> Any:
+    """A row (H,) for a new token, from the old rows (V, H) and their mean.
+
+    `covariance` draws from the normal distribution that has the old rows' mean and covariance (Hewitt, "Initializing
+    New Word Embeddings for Pretrained Language Models", 2021): a sum of the centred rows with normal weights has just
+    that covariance and needs no (H, H) factor. transformers' resizing draws it too, but shrunk by 1e-9, to the mean.
+    """
+    import torch
+
+    match rule:
+        case "mean":
+            return mean
+        case "mean_noise":
+            return mean + torch.randn(mean.shape, generator=generator) * NOISE
+        case "covariance":
+            weights = torch.randn(len(old), generator=generator)  # (V,)
+            return mean + (weights @ old - weights.sum() * mean) / math.sqrt(len(old))
+        case _:
+            return old[list(rule)].mean(dim=0)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 
 import tasks
-from fulltune import checkpoint, comm, device, meter, mirror, state, validation
+from fulltune import checkpoint, comm, device, guards, meter, metrics, mirror, state, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
+from fulltune.journal import Journal
 from fulltune.metrics import MetricsLog
 from fulltune.saver import Saver
-from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
+from fulltune.train import Event, NonFinite, SaveDue, Schedule, Skipped, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
 STOP_FILE = "stop"  # put into the run folder, it asks the workers to save and end
@@ -62,23 +63,37 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     """Trains until the last step or a request to stop; every worker calls it with the same arguments.
 
     Args:
-        say: prints a line for the user; called on worker 0 only.
+        say: prints a line for the user; called on worker 0 only, except for a phase that lasts too long.
+
+    Raises:
+        NonFinite: a loss or gradient is not finite; `nonfinite-<step>.json` in the run folder names the records.
+        Disagreement: the workers do not hold the same data or plan.
+        CollectiveTimeout: a worker never came.
     """
+    phases = guards.Phases(workers.rank, limit_s=config.ray.collective_timeout_s / 2, say=say)
+    with phases.named():
+        return _run(config, inputs, workers, phases, tell=say if workers.rank == 0 else _silent)
+
+
+def _run(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, phases: guards.Phases, *, tell: Callable[[str], None]
+) -> Result:
     began = time.perf_counter()
     seed_everything(config.train.seed)
     table = TokenTable(inputs.train_data)
     planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
-    engine = build(config, inputs.model, num_workers=workers.size)
-    tell = say if workers.rank == 0 else _silent
     identity = fingerprint(config, inputs)
-    saving = config.checkpoint
-    copies = mirror.connect(saving.upload_to, inputs.run.name) if saving.upload_to else None
-    if copies is not None:
-        copies.restore(inputs.checkpoints, workers, tell)
+    phases.enter("the comparison of plans")
+    workers.agree(_flat(identity) | {"rows": len(table), "steps": planner.total_steps})
+    phases.enter("loading the model")
+    engine = build(config, inputs.model, num_workers=workers.size)
+    workers.bound(config.ray.collective_timeout_s)
+    phases.enter("resuming")
+    copies = _mirror(config, inputs, workers, tell)
     step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
+    workers.agree({"first step": step + 1, "its micro-batches": len(planner.step(step + 1).micro_batches)})
     watch = _watch(config, inputs, workers, keep_to=step)
-    protect: Callable[[], Collection[int]] = tuple if watch is None else watch.wanted_steps
-    saver = Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
+    saver = _saver(config, inputs, workers, copies, watch, tell)
 
     def stops() -> bool:
         return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
@@ -86,9 +101,14 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     def ends(number: int) -> bool:
         return number == planner.total_steps or stops()
 
+    skipped = metrics.skips(inputs.run, until=step)  # before the log is cut back
+    journal = None
+    if workers.rank == 0:
+        log = _log(config, inputs, workers, engine, step, planner.total_steps, began)
+        journal = Journal(inputs.run, table, log, watch, tell)
     events = fit(
         engine,
-        planner.step,
+        phases.during("step {0}", planner.step),
         lambda indices: collate(table, indices),
         config.train,
         Schedule(
@@ -98,22 +118,60 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
             save_when_validating=config.validation.metric is not None,
         ),
         workers=workers,
-        validate=_validation(engine, inputs, config, workers),
+        validate=_validation(engine, inputs, config, workers, phases),
         stop_requested=lambda: stops() or saver.failed(),
         first_step=step + 1,
+        skipped=skipped,
     )
-    log = _log(config, inputs, workers, engine, step, planner.total_steps, began) if workers.rank == 0 else None
     with _waited_for(saver):
         take = partial(state.take, engine, inputs.model, workers)
-        last, finished = _consume(events, log, partial(_save, saver, take, config, identity, ends), step, watch)
-    if not finished and any(workers.gather(watch is not None and watch.exhausted())):
-        finished = True
-        if workers.rank == 0:
-            validation.write_early_stop(inputs.run, last)
-            tell(f"ended after step {last}: {config.validation.metric} got no better")
+        save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, ends))
+        last, finished = _consume(events, save, journal, step)
+    finished = finished or _ended_early(config, inputs, workers, watch, last, tell)
     if not finished:
-        tell(f"stopped on request after step {last}; run the same command to go on")
+        tell(f"stopped after step {last}; run the same command to go on")
     return Result(step=last, total_steps=planner.total_steps, finished=finished)
+
+
+def _mirror(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, tell: Callable[[str], None]
+) -> mirror.Mirror | None:
+    """The second home of the checkpoints, after what this run folder lacks was fetched from it."""
+    if not config.checkpoint.upload_to:
+        return None
+    copies = mirror.connect(config.checkpoint.upload_to, inputs.run.name)
+    copies.restore(inputs.checkpoints, workers, tell)
+    return copies
+
+
+def _saver(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    copies: mirror.Mirror | None,
+    watch: validation.Watch | None,
+    tell: Callable[[str], None],
+) -> Saver:
+    protect: Callable[[], Collection[int]] = tuple if watch is None else watch.wanted_steps
+    saving = config.checkpoint
+    return Saver(inputs.checkpoints, workers, saving.keep_last, saving.asynchronous, tell, copies, protect)
+
+
+def _ended_early(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    watch: validation.Watch | None,
+    last: int,
+    tell: Callable[[str], None],
+) -> bool:
+    """Whether the run is complete because its metric got no better; all workers agree."""
+    if not any(workers.gather(watch is not None and watch.exhausted())):
+        return False
+    if workers.rank == 0:
+        validation.write_early_stop(inputs.run, last)
+        tell(f"ended after step {last}: {config.validation.metric} got no better")
+    return True
 
 
 @contextlib.contextmanager
@@ -149,40 +207,38 @@ def _log(
 
 
 def _consume(
-    events: Iterator[Event],
-    log: MetricsLog | None,
-    save: Callable[[int, float | None], None],
-    step: int,
-    watch: validation.Watch | None,
+    events: Iterator[Event], save: Callable[[int, float | None], None], journal: Journal | None, step: int
 ) -> tuple[int, bool]:
-    """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
+    """Notes and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
     finished = True
-    for event in events:
-        match event:
-            case StepDone():
-                step, valid_loss = event.step, None
-                if log is not None:
-                    log.step(event)
-                    for outcome in watch.news() if watch is not None else ():
-                        log.outcome(outcome)
-            case Validated():
-                valid_loss = event.loss
-                if log is not None:
-                    log.validated(event)
-            case SaveDue():
-                save(event.step, valid_loss)
-            case Stopped():
-                finished = False
+    try:
+        for event in events:
+            if journal is not None:
+                journal.note(event)
+            match event:
+                case StepDone() | Skipped():
+                    step, valid_loss = event.step, None
+                case Validated():
+                    valid_loss = event.loss
+                case SaveDue():
+                    save(event.step, valid_loss)
+                case Stopped():
+                    finished = False
+    except NonFinite as error:
+        if journal is not None:
+            journal.fault(error)
+        raise
     return step, finished
 
 
 def fingerprint(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What must not change between the parts of one run: model, data, sharding, every setting of the optimisation.
 
-    Settings that only decide how a step is computed (memory against time) may, and so may the number of workers.
+    Settings that only decide how a step is computed (memory against time) or what stops a run may, and so may the
+    number of workers.
     """
-    how = {"gradient_checkpointing", "micro_batch_tokens"}
+    how = {"gradient_checkpointing", "micro_batch_tokens", "loss_chunk_tokens"} | guards.SETTINGS
     return {
         "model": inputs.model.name,  # folders are named by their content
         "data": inputs.train_data.name,
@@ -268,7 +324,7 @@ def _save(
 
 
 def _validation(
-    engine: Engine, inputs: Inputs, config: RunConfig, workers: comm.Workers
+    engine: Engine, inputs: Inputs, config: RunConfig, workers: comm.Workers, phases: guards.Phases
 ) -> Callable[[], tuple[float, int]] | None:
     """The validation loss as a function; its packs are the same at every call."""
     if inputs.valid_data is None or config.validation.every_steps is None:
@@ -277,4 +333,6 @@ def _validation(
     capacity = max(config.train.micro_batch_tokens, int(table.lengths.max())) if config.data.packing else 0
     share = pack(table.lengths, range(len(table)), capacity, workers.size)[workers.rank]
     supervised = int(table.supervised.sum())
-    return lambda: mean_loss(engine, [collate(table, indices) for indices in share], supervised, workers)
+    return phases.during(
+        "validation", lambda: mean_loss(engine, [collate(table, indices) for indices in share], supervised, workers)
+    )

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 OP_NAME = "deepspeed_shm_comm"
+CPU_ADAM = "cpu_adam"  # the optimizer of offloaded states; built by the first worker of a host that needs it
 BOUND_S = 600.0
 HEARTBEAT_S = 30.0
 NOT_NEEDED = 3  # exit code of the child: this accelerator's DeepSpeed has no such op
@@ -61,14 +62,14 @@ def extensions_dir() -> Path:
     return Path.home() / ".cache" / "fulltune" / "torch_extensions" / key
 
 
-def library_path(directory: Path) -> Path:
+def library_path(directory: Path, op: str = OP_NAME) -> Path:
     """Where torch puts the op's library in `directory`."""
-    return directory / OP_NAME / f"{OP_NAME}.so"
+    return directory / op / f"{op}.so"
 
 
-def is_ready(directory: Path) -> bool:
+def is_ready(directory: Path, op: str = OP_NAME) -> bool:
     """Whether the library is there, whole: its SHA-256 is the one noted when its build ended well."""
-    library, note = library_path(directory), _note_path(directory)
+    library, note = library_path(directory, op), _note_path(directory, op)
     try:
         wanted = json.loads(note.read_text())["sha256"]
         return bool(hashlib.sha256(library.read_bytes()).hexdigest() == wanted)
@@ -81,6 +82,7 @@ def prepare(
     bound_s: float = BOUND_S,
     say: Callable[[str], None] = print,
     command: Sequence[str] = BUILD_COMMAND,
+    op: str = OP_NAME,
 ) -> Outcome:
     """Builds the op into `directory` unless it is there already. A build that fails is an outcome, not an exception.
 
@@ -88,24 +90,27 @@ def prepare(
         directory: the extensions folder (`extensions_dir()`).
         bound_s: seconds that waiting for another build may take, and then this build.
         say: receives the lines meant for the user.
-        command: the child that builds.
+        command: the child that builds; it gets the op's name.
+        op: the name of DeepSpeed's op.
     """
-    if is_ready(directory):
+    if is_ready(directory, op):
         return Outcome("ready", f"built before, in {directory}")
     if missing := _missing_tool():
         return Outcome("skipped", f"{missing} is not installed; workers will communicate over gloo alone")
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with _only_one_setup(directory, bound_s, say):
-            if is_ready(directory):
+            if is_ready(directory, op):
                 return Outcome("ready", "another set-up has just built it")
-            wait_for_other_build(directory, bound_s, say)
-            return _build(directory, bound_s, say, command)
+            wait_for_other_build(directory, bound_s, say, op)
+            return _build(directory, bound_s, say, command, op)
     except TimeoutError as error:
         return Outcome("failed", str(error))
 
 
-def wait_for_other_build(directory: Path, bound_s: float, say: Callable[[str], None] = print) -> None:
+def wait_for_other_build(
+    directory: Path, bound_s: float, say: Callable[[str], None] = print, op: str = OP_NAME
+) -> None:
     """Returns once no build holds torch's lock file: a stale one is removed, a living holder is waited for.
 
     Raises:
@@ -113,8 +118,8 @@ def wait_for_other_build(directory: Path, bound_s: float, say: Callable[[str], N
     """
     deadline = time.monotonic() + bound_s
     told = False
-    while (lock := _lock_path(directory)).exists():
-        if removed := clear_stale_lock(directory, bound_s):
+    while (lock := _lock_path(directory, op)).exists():
+        if removed := clear_stale_lock(directory, bound_s, op):
             say(removed)
             return
         holder = f"process {_holder(lock) or '(out of sight)'}"
@@ -126,13 +131,13 @@ def wait_for_other_build(directory: Path, bound_s: float, say: Callable[[str], N
         time.sleep(0.2)
 
 
-def clear_stale_lock(directory: Path, bound_s: float = BOUND_S) -> str | None:
+def clear_stale_lock(directory: Path, bound_s: float = BOUND_S, op: str = OP_NAME) -> str | None:
     """Removes torch's lock file if no build is behind it; returns what was done in words, None if nothing was.
 
     torch keeps the file open while it builds, so a lock that no process has open was left by one that was killed. Where
     that cannot be seen (no /proc), the file's age against `bound_s` decides.
     """
-    lock = _lock_path(directory)
+    lock = _lock_path(directory, op)
     try:
         age_s = time.time() - lock.stat().st_mtime
     except FileNotFoundError:
@@ -143,22 +148,22 @@ def clear_stale_lock(directory: Path, bound_s: float = BOUND_S) -> str | None:
     return f"removed the stale lock {lock} ({age_s:.0f} s old; no process holds it)"
 
 
-def _build(directory: Path, bound_s: float, say: Callable[[str], None], command: Sequence[str]) -> Outcome:
+def _build(directory: Path, bound_s: float, say: Callable[[str], None], command: Sequence[str], op: str) -> Outcome:
     # whatever is there has no note: partial, or of unknown origin
-    shutil.rmtree(directory / OP_NAME, ignore_errors=True)
+    shutil.rmtree(directory / op, ignore_errors=True)
     log = directory / "build.log"
-    say(f"building DeepSpeed's CPU communication op, once (1-3 minutes; log: {log})")
+    say(f"building DeepSpeed's op {op}, once (1-3 minutes; log: {log})")
     start = time.monotonic()
-    code = _run_bounded(command, _child_environment(directory), log, bound_s, say)
+    code = _run_bounded([*command, op], _child_environment(directory), log, bound_s, say)
     took = f"{time.monotonic() - start:.0f} s"
     if code is None:
-        _lock_path(directory).unlink(missing_ok=True)
+        _lock_path(directory, op).unlink(missing_ok=True)
         return Outcome("failed", f"the build was stopped at its bound of {bound_s:.0f} s; see {log}")
     if code == NOT_NEEDED:
         return Outcome("skipped", "this accelerator's DeepSpeed does not use the op")
-    if code != 0 or not library_path(directory).exists():
+    if code != 0 or not library_path(directory, op).exists():
         return Outcome("failed", f"the build ended with code {code} after {took}: {_last_line(log)}; see {log}")
-    _write_note(directory)
+    _write_note(directory, op)
     return Outcome("built", f"in {took}, in {directory}")
 
 
@@ -211,17 +216,17 @@ def _only_one_setup(directory: Path, bound_s: float, say: Callable[[str], None])
 
 def _child_environment(directory: Path) -> dict[str, str]:
     """The environment of the build: the folder, and this Python's bin folder on PATH (ninja comes with pip)."""
-    return {**os.environ, "TORCH_EXTENSIONS_DIR": str(directory), "PATH": _tool_path()}
+    return {**os.environ, "TORCH_EXTENSIONS_DIR": str(directory), "PATH": tool_path()}
 
 
-def _tool_path() -> str:
+def tool_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _missing_tool() -> str | None:
     compiler = os.environ.get("CXX", "c++")  # what torch.utils.cpp_extension calls; Debian's g++ package provides it
     for tool, name in ((compiler, f"the C++ compiler {compiler!r} (package g++)"), ("ninja", "ninja")):
-        if shutil.which(tool, path=_tool_path()) is None:
+        if shutil.which(tool, path=tool_path()) is None:
             return name
     return None
 
@@ -240,19 +245,19 @@ def _can_see_holders() -> bool:
     return Path("/proc/self/fd").is_dir()
 
 
-def _lock_path(directory: Path) -> Path:
-    return directory / OP_NAME / "lock"
+def _lock_path(directory: Path, op: str) -> Path:
+    return directory / op / "lock"
 
 
-def _note_path(directory: Path) -> Path:
-    return directory / OP_NAME / "fulltune.json"
+def _note_path(directory: Path, op: str) -> Path:
+    return directory / op / "fulltune.json"
 
 
-def _write_note(directory: Path) -> None:
+def _write_note(directory: Path, op: str) -> None:
     """Notes the library's hash beside it, by rename, so that the note is there whole or not at all."""
-    note = _note_path(directory)
+    note = _note_path(directory, op)
     partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps({"sha256": hashlib.sha256(library_path(directory).read_bytes()).hexdigest()}))
+    partial.write_text(json.dumps({"sha256": hashlib.sha256(library_path(directory, op).read_bytes()).hexdigest()}))
     partial.replace(note)
 
 

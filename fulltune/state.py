@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fulltune import checkpoint, comm, export, reshape
-from fulltune.engine import Engine, Snapshot, universal
+from fulltune.engine import Engine, universal
+from fulltune.engine.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

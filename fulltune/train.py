@@ -18,6 +18,7 @@ import torch
 from fulltune.batches import MicroBatch, Step
 from fulltune.config import TrainConfig
 from fulltune.device import Stopwatch
+from fulltune.guards import SpikeWatch
 
 
 class TrainingEngine(Protocol):
@@ -30,7 +31,7 @@ class TrainingEngine(Protocol):
         """Forward and backward of one micro-batch; its summed loss."""
 
     def update(self, learning_rate: float) -> float:
-        """One optimizer step; the gradient norm. Leaves the weights alone where the norm is not finite."""
+        """One optimizer step; the gradient norm. Where that or a loss is not finite, drops the gradients instead."""
 
     def evaluate(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of a micro-batch, without gradients."""
@@ -67,6 +68,25 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A step whose loss or gradient norm is not finite: gradients were dropped, weights and optimizer are as before."""
+
+    step: int
+    what: str
+    value: float
+    example_indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Spiked:
+    """The loss of `step` stands far above `usual`, the median of the steps before."""
+
+    step: int
+    loss: float
+    usual: float
+
+
+@dataclass(frozen=True, slots=True)
 class Validated:
     """The loss over the supervised tokens of the validation split, after `step`."""
 
@@ -84,12 +104,12 @@ class SaveDue:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Training ended early on request, after `step` (the state was offered for saving before)."""
+    """Training ended early after `step`, on request or at a spike (the state was offered for saving before)."""
 
     step: int
 
 
-Event = StepDone | Validated | SaveDue | Stopped
+Event = StepDone | Skipped | Spiked | Validated | SaveDue | Stopped
 
 
 class NonFinite(RuntimeError):
@@ -100,6 +120,7 @@ class NonFinite(RuntimeError):
             f"{what} {value} at step {step} (weights unchanged); examples of the step by row of the prepared data: "
             f"{list(example_indices)}; lower train.learning_rate or inspect these rows"
         )
+        self.what, self.value = what, value
         self.step, self.example_indices = step, list(example_indices)
 
 
@@ -135,6 +156,7 @@ def fit(
     validate: Callable[[], tuple[float, int]] | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     first_step: int = 1,
+    skipped: int = 0,
 ) -> Iterator[Event]:
     """Trains from `first_step` to the schedule's last step and yields what happened.
 
@@ -142,7 +164,13 @@ def fit(
         plan: step number -> this worker's share of the step.
         load: indices -> tensors.
         validate: () -> mean loss and number of supervised tokens of the validation split.
+        skipped: steps that the run left out before `first_step`; they count against `train.max_skips`.
+
+    Raises:
+        NonFinite: a loss or gradient norm is not, and `train` says to stop or has no skip left.
     """
+    skips_left = train.max_skips - skipped if train.on_nonfinite == "skip" else 0
+    watch = SpikeWatch(train.spike_window, train.spike_threshold)
     for number in range(first_step, schedule.total_steps + 1):
         clock = Stopwatch(engine.device)
         step = plan(number)
@@ -155,26 +183,19 @@ def fit(
         total, stops = workers.sum([float(loss_sum), float(stop_requested())], engine.device)
         compute_seconds = clock.lap()
         loss = total / step.supervised_tokens
-        if not math.isfinite(loss):
-            raise NonFinite("loss", loss, number, step.example_indices)
         lr = learning_rate(train, number, schedule.total_steps)
         norm = engine.update(lr)
-        if not math.isfinite(norm) and not engine.scales_loss:
-            raise NonFinite("gradient norm", norm, number, step.example_indices)
-        yield StepDone(
-            step=number,
-            epoch=step.epoch,
-            loss=loss,
-            lr=lr,
-            grad_norm=norm if math.isfinite(norm) else None,
-            tokens=step.tokens,
-            supervised_tokens=step.supervised_tokens,
-            padded_tokens=step.padded_tokens,
-            squared_lengths=step.squared_lengths,
-            data_seconds=data_seconds,
-            compute_seconds=compute_seconds,
-            update_seconds=clock.lap(),
-        )
+        fault = _fault(loss, norm, scales_loss=engine.scales_loss)
+        if fault is None:
+            yield _done(step, loss, lr, norm, (data_seconds, compute_seconds, clock.lap()))
+        elif skips_left > 0:
+            skips_left -= 1
+            yield Skipped(number, *fault, step.example_indices)
+        else:
+            raise NonFinite(*fault, number, step.example_indices)
+        if fault is None and (usual := watch.usual(loss)) is not None:
+            stops = stops or train.on_loss_spike == "stop"
+            yield Spiked(number, loss, usual)
         if validate is not None and schedule.validates(number):
             valid_loss, valid_tokens = validate()
             yield Validated(number, valid_loss, valid_tokens)
@@ -185,22 +206,64 @@ def fit(
             return
 
 
+def _fault(loss: float, norm: float, *, scales_loss: bool) -> tuple[str, float] | None:
+    """What is not finite, and its value. A float16 loss scaler overflows now and then by design: that is no fault."""
+    if not math.isfinite(loss):
+        return "loss", loss
+    if not math.isfinite(norm) and not scales_loss:
+        return "gradient norm", norm
+    return None
+
+
+def _done(step: Step, loss: float, lr: float, norm: float, seconds: tuple[float, float, float]) -> StepDone:
+    data_seconds, compute_seconds, update_seconds = seconds
+    return StepDone(
+        step=step.number,
+        epoch=step.epoch,
+        loss=loss,
+        lr=lr,
+        grad_norm=norm if math.isfinite(norm) else None,
+        tokens=step.tokens,
+        supervised_tokens=step.supervised_tokens,
+        padded_tokens=step.padded_tokens,
+        squared_lengths=step.squared_lengths,
+        data_seconds=data_seconds,
+        compute_seconds=compute_seconds,
+        update_seconds=update_seconds,
+    )
+
+
 def learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of step `step` (from 1): linear warm-up to the peak, then linear, cosine or constant to the floor.
+    """The rate of step `step` (from 1): linear warm-up to the peak, then the scheduler's shape down to the floor.
 
     The first step after the warm-up takes the peak; the last step takes what is left one step before the end, so no
     step is wasted on a rate of zero.
     """
     if step <= train.warmup_steps:
         return train.learning_rate * step / (train.warmup_steps + 1)
-    done = (step - 1 - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
-    if train.lr_scheduler == "constant":
-        shape = 1.0
-    elif train.lr_scheduler == "linear":
-        shape = 1.0 - done
-    else:
-        shape = 0.5 * (1.0 + math.cos(math.pi * done))
+    shape = _shape(train, step - 1 - train.warmup_steps, max(1, total_steps - train.warmup_steps))
     return train.learning_rate * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * shape)
+
+
+def _shape(train: TrainConfig, past: int, steps: int) -> float:
+    """What is left of the peak, 1 to 0, `past` steps after it, of `steps` after the warm-up; as in transformers."""
+    match train.lr_scheduler:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - past / steps
+        case "cosine":
+            return _half_cosine(past / steps)
+        case "inverse_sqrt":
+            scale = train.warmup_steps or 10_000
+            return 1.0 / math.sqrt(1.0 + past / scale)
+        case "wsd":  # warm-up, stable, decay (arXiv 2404.06395)
+            decay = min(train.decay_steps or math.ceil(steps / 10), steps)
+            return _half_cosine(max(0, past - (steps - decay)) / decay)
+
+
+def _half_cosine(done: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def mean_loss(

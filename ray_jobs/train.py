@@ -136,7 +136,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
         cast(Callable[[dict[str, Any]], None], train_worker),  # typed as if it could return nothing
         train_loop_config=_payload(run, prepared),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=cast(int, settings.num_workers),  # a range as well, which its type does not say
             use_gpu=settings.use_gpu,
             resources_per_worker=cluster.worker_resources(settings),
             accelerator_type=settings.accelerator_type,

@@ -40,7 +40,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line))
     except UserError as error:
         return {"user_error": (error.got, error.wanted, error.fix)}
-    except NonFinite as error:
+    except (NonFinite, comm.Disagreement) as error:
         return {"error": str(error)}
     return {"step": result.step, "finished": result.finished}
 

@@ -185,6 +185,7 @@ class Task:
         description: one line for `fulltune tasks`.
         columns: columns that every record must have.
         special_tokens: tokens added to the vocabulary, one id each; empty for tasks that use plain text.
+        token_descriptions: special token -> what it means in words, for `model.new_token_init: description`.
         stop: the text that ends an answer in the structured format (supervised in training). "" = the tokenizer's EOS.
         max_new_tokens: how much an answer may take.
         render: record -> segments of training text, special tokens included; the supervised ones are the answer.
@@ -234,6 +235,7 @@ class Task:
     decode_text: Callable[[str], str] = str
     rubric: Rubric | None = None
     extraction: Extraction | None = None
+    token_descriptions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def assisted_metrics(self) -> tuple[Metric, ...]:

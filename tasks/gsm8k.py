@@ -227,6 +227,7 @@ TASK = Task(
     description="grade-school word problem -> reasoning, then #### and the number",
     columns=("question", "answer"),
     special_tokens=(START_Q, END_Q, START_A, END_A),
+    token_descriptions={START_Q: "question:", END_Q: "end of question", START_A: "answer:", END_A: "end of text"},
     stop=END_A,
     max_new_tokens=512,  # the longest of the 8,792 real answers takes 476 Llama-2 tokens
     render=render,

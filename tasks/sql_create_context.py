@@ -241,6 +241,14 @@ TASK = Task(
     description="question and CREATE TABLE statements -> SQL query, judged by what it returns",
     columns=("question", "context", "answer"),
     special_tokens=(START_Q, END_Q, START_A, END_A, START_CTX, END_CTX),
+    token_descriptions={
+        START_Q: "question:",
+        END_Q: "end of question",
+        START_CTX: "tables:",
+        END_CTX: "end of tables",
+        START_A: "query:",
+        END_A: "end of text",
+    },
     stop=END_A,
     max_new_tokens=256,  # the longest of 16,224 real queries has 557 characters, about 200 Llama-2 tokens
     render=render,

@@ -243,6 +243,7 @@ TASK = Task(
     description="sentence about a video game -> function(attribute[value], ...) with strict attribute order",
     columns=("mr", "ref"),
     special_tokens=(START_Q, END_Q, START_A, END_A),
+    token_descriptions={START_Q: "sentence:", END_Q: "end of sentence", START_A: "meaning:", END_A: "end of text"},
     stop=END_A,
     max_new_tokens=160,  # the longest of the 6,900 real representations takes about 90 Llama-2 tokens
     render=render,

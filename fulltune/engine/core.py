@@ -10,28 +10,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from fulltune import attention, device
 from fulltune.batches import MicroBatch
 from fulltune.config import RunConfig, TrainConfig
+from fulltune.engine import prebuild, universal
 from fulltune.engine import settings as ds_settings
-from fulltune.engine import universal
 from fulltune.engine.snapshot import TAG, Recorder, Snapshot
-from fulltune.loss import summed_loss
+from fulltune.loss import head_ends_the_model, summed_loss
+from tasks.base import UserError
 
 
 class Engine:
     """One worker's handle on the sharded model, optimizer and gradients."""
 
-    def __init__(self, wrapped: Any, *, max_grad_norm: float, world: int, keep_alive: object) -> None:
+    def __init__(
+        self, wrapped: Any, *, max_grad_norm: float, loss_chunk_tokens: int, world: int, keep_alive: object
+    ) -> None:
         self._wrapped = wrapped
+        self._loss_chunk_tokens = loss_chunk_tokens
+        self._head = wrapped.module.get_output_embeddings() if loss_chunk_tokens else None
         self._max_grad_norm = max_grad_norm
         self._world = world
         self._keep_alive = keep_alive  # HfDeepSpeedConfig is held by a weak reference only
@@ -60,15 +66,21 @@ class Engine:
             The summed loss of the micro-batch, a detached scalar.
         """
         self._wrapped.set_gradient_accumulation_boundary(last)
-        loss = summed_loss(self._wrapped, to_device(batch, self.device))
+        loss = self._loss(batch)
         # DeepSpeed divides by the number of workers; the step's mean divides by its supervised tokens
-        self._wrapped.backward(loss * (self._world / step_tokens), scale_wrt_gas=False)
+        scale = torch.full_like(loss, self._world / step_tokens)
+        # a loss that is not finite may have finite gradients: NaN makes `update` drop them, on every worker
+        self._wrapped.backward(loss * scale.where(loss.isfinite(), torch.nan), scale_wrt_gas=False)
         return loss.detach()
+
+    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+        there = to_device(batch, self.device)
+        return summed_loss(self._wrapped, there, head=self._head, chunk_tokens=self._loss_chunk_tokens)
 
     def update(self, learning_rate: float) -> float:
         """Clips, takes one optimizer step and clears the gradients; returns the norm before clipping.
 
-        Where that norm is not finite, the weights stay as they were.
+        Where that norm is not finite, weights and optimizer states stay as they were.
         """
         for group in self._wrapped.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
@@ -78,6 +90,8 @@ class Engine:
         norm = self._clip_unsharded()
         if math.isfinite(norm):
             self._wrapped.step()
+        else:
+            self._wrapped.zero_grad()
         return norm
 
     @property
@@ -93,7 +107,7 @@ class Engine:
     def evaluate(self, batch: MicroBatch) -> torch.Tensor:
         """The summed loss of a micro-batch without gradients, a scalar."""
         self._wrapped.eval()
-        loss = summed_loss(self._wrapped, to_device(batch, self.device))
+        loss = self._loss(batch)
         self._wrapped.train()
         return loss
 
@@ -142,11 +156,29 @@ class Engine:
 def build(config: RunConfig, model_dir: Path, *, num_workers: int) -> Engine:
     """Loads the model (partitioned while it loads under ZeRO-3) and hands it to DeepSpeed."""
     complete = ds_settings.complete(config, num_workers=num_workers)
+    chunk = loss_chunk_tokens(config, model_dir)
     model, partitioned = load_for(config, complete, model_dir)
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, config, complete), config=complete, dist_init_required=False
     )
-    return Engine(wrapped, max_grad_norm=config.train.max_grad_norm, world=num_workers, keep_alive=partitioned)
+    return Engine(
+        wrapped,
+        max_grad_norm=config.train.max_grad_norm,
+        loss_chunk_tokens=chunk,
+        world=num_workers,
+        keep_alive=partitioned,
+    )
+
+
+def loss_chunk_tokens(config: RunConfig, model_dir: Path) -> int:
+    """Tokens whose logits exist at the same time; 0, all of them, where the head is not the end of the model.
+
+    Also 0 in float16: its loss scale reaches the chunks' gradients only after they were rounded.
+    """
+    if device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu) == "float16":
+        return 0
+    architecture = AutoConfig.from_pretrained(model_dir)
+    return config.train.loss_chunk_tokens if head_ends_the_model(architecture) else 0
 
 
 def load_for(config: RunConfig, complete: dict[str, Any], model_dir: Path) -> tuple[Any, object]:
@@ -180,23 +212,32 @@ def _optimizer(model: Any, config: RunConfig, complete: dict[str, Any]) -> Any:
         "eps": train.adam_epsilon,
     }
     if ds_settings.offloads_optimizer(complete):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+        return prebuild.cpu_adam()(groups, adamw_mode=True, **common)
     return torch.optim.AdamW(groups, **common, **device.adamw_flavour(use_gpu=config.ray.use_gpu))
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], train: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not; one group where there is no weight decay."""
-    parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    if not train.weight_decay:
-        return [{"params": [p for _, p in parameters], "weight_decay": 0.0, "lr_scale": 1.0}]
-    matrices = [p for _, p in parameters if _rank(p) > 1]
-    vectors = [p for _, p in parameters if _rank(p) <= 1]
-    return [
-        {"params": matrices, "weight_decay": train.weight_decay, "lr_scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
-    ]
+    """One group per weight decay and multiplier of the learning rate; matrices decay, vectors (norms, biases) do not.
+
+    Raises:
+        UserError: a pattern of `train.lr_multipliers` that fits no parameter.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    unused = set(train.lr_multipliers)
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        pattern = next((p for p in train.lr_multipliers if fnmatchcase(name, p)), None)
+        unused.discard(str(pattern))
+        decay = train.weight_decay if _rank(parameter) > 1 else 0.0
+        groups.setdefault((decay, train.lr_multipliers.get(str(pattern), 1.0)), []).append(parameter)
+    if unused:
+        raise UserError(
+            got=f"train.lr_multipliers: no parameter is named like {', '.join(sorted(unused))}",
+            wanted="patterns as in '*embed_tokens*', the first that fits a name decides",
+            fix="remove them, or look up the names in the model's safetensors index",
+        )
+    return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
 
 
 def _rank(parameter: torch.nn.Parameter) -> int:

@@ -1,4 +1,4 @@
-"""DeepSpeed's CPU communication op: built here as a child of `fulltune.setup`, attached here by every CPU worker.
+"""DeepSpeed's compiled ops: built here as children of `fulltune.setup`, loaded here by the workers.
 
 Whenever a CPU process initialises distributed training, `deepspeed.comm` loads the op `deepspeed_shm_comm` through
 torch's just-in-time build: a lock file without a bound, ninja and a compiler, even when all is built; without them the
@@ -14,6 +14,7 @@ Run (as `fulltune.setup` does): TORCH_EXTENSIONS_DIR=<folder> python -m fulltune
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from fulltune import setup
+
+logger = logging.getLogger(__name__)
+BUILDERS = {setup.OP_NAME: "ShareMemCommBuilder", setup.CPU_ADAM: "CPUAdamBuilder"}
 
 
 def attach(directory: Path | None = None) -> Literal["shm", "gloo", "unused"]:
@@ -39,24 +43,45 @@ def attach(directory: Path | None = None) -> Literal["shm", "gloo", "unused"]:
         return "unused"
     directory = directory or setup.extensions_dir()
     if setup.is_ready(directory):
-        OpBuilder._loaded_ops[setup.OP_NAME] = _load(setup.library_path(directory))
+        OpBuilder._loaded_ops[setup.OP_NAME] = _load(setup.OP_NAME, directory)
         return "shm"
     # deepspeed.comm asks this table first, and deepspeed.ops keeps a single copy of it, so that the edit lasts
     deepspeed.ops.__compatible_ops__[setup.OP_NAME] = False
     return "gloo"
 
 
-def build() -> int:
-    """Compiles and loads the op as a worker would have; returns the exit code for `fulltune.setup`."""
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+def cpu_adam() -> Any:
+    """DeepSpeedCPUAdam, with its op loaded; the first worker of a host that asks builds it, the others wait for that.
+
+    Its threads are OpenMP's: as many as `ray.cpus_per_worker`, since Ray sets OMP_NUM_THREADS from it.
+
+    Raises:
+        RuntimeError: the op cannot be built here.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    installed = importlib.util.find_spec(f"deepspeed.ops.adam.{setup.CPU_ADAM}_op")  # DS_BUILD_CPU_ADAM=1
+    if setup.CPU_ADAM not in OpBuilder._loaded_ops and installed is None:
+        directory = setup.extensions_dir()
+        outcome = setup.prepare(directory, say=logger.warning, op=setup.CPU_ADAM)
+        if not outcome.usable:
+            raise RuntimeError(f"offloaded optimizer states need DeepSpeed's op {setup.CPU_ADAM}: {outcome.why}")
+        OpBuilder._loaded_ops[setup.CPU_ADAM] = _load(setup.CPU_ADAM, directory)
+    return DeepSpeedCPUAdam
+
+
+def build(op: str = setup.OP_NAME) -> int:
+    """Compiles and loads an op as a worker would have; returns the exit code for `fulltune.setup`."""
+    builder = get_accelerator().create_op_builder(BUILDERS[op])
     if builder is None:
         return setup.NOT_NEEDED
     builder.load(verbose=True)
     return 0
 
 
-def _load(library: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(setup.OP_NAME, library)
+def _load(op: str, directory: Path) -> Any:
+    library = setup.library_path(directory, op)
+    spec = importlib.util.spec_from_file_location(op, library)
     if spec is None or spec.loader is None:
         raise ImportError(
             f"no loader for the compiled op {library}; delete its folder and run python -m fulltune.setup"
@@ -67,4 +92,4 @@ def _load(library: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(build())
+    sys.exit(build(*sys.argv[1:]))

@@ -10,7 +10,7 @@ import pytest
 from fulltune import architectures, metrics
 from fulltune.meter import Meter
 from fulltune.plan import shape
-from fulltune.train import StepDone, Validated
+from fulltune.train import Skipped, Spiked, StepDone, Validated
 
 METER = Meter(
     shape=shape.of(architectures.load("llama2_7b")), workers=4, total_steps=10, on_gpu=True, peak_flops=312e12
@@ -75,3 +75,15 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 def test_no_log_has_no_lines(tmp_path):
     assert list(metrics.read(tmp_path)) == []
+
+
+def test_skipped_steps_are_counted_up_to_the_step_that_is_resumed_from(tmp_path):
+    log = log_of(tmp_path, keep_to=0, every=100)
+    for step in (3, 5, 9):
+        log.skipped(Skipped(step, "loss", float("nan"), [1]))
+    log.spiked(Spiked(9, 12.0, 2.0))
+    lines = list(metrics.read(tmp_path))
+    assert lines[0] == {"step": 3, "skipped": "loss", "value": "nan", "attempt": 1}
+    assert lines[3] == {"step": 9, "spike": 12.0, "usual_loss": 2.0, "attempt": 1}
+    assert metrics.skips(tmp_path, until=5) == 2
+    assert metrics.skips(tmp_path / "new", until=5) == 0

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from fulltune import comm, device
 from fulltune.batches import Step
@@ -14,6 +15,8 @@ from fulltune.train import (
     NonFinite,
     SaveDue,
     Schedule,
+    Skipped,
+    Spiked,
     StepDone,
     Stopped,
     fit,
@@ -115,12 +118,55 @@ def test_a_stop_is_taken_after_the_step_and_saved_first():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(bad):
-    engine = FakeEngine(losses=(2.0, bad))
+def test_a_loss_that_is_not_finite_ends_the_run_with_weights_as_they_were(bad):
+    engine = FakeEngine(losses=(2.0, bad), norm=math.nan)
     with pytest.raises(NonFinite, match=r"step 1 .*\[7, 8\]") as error:
         run(engine, every(3))
-    assert engine.rates == []
     assert error.value.example_indices == [7, 8]
+
+
+def skipping(max_skips):
+    return TrainConfig(on_nonfinite="skip", max_skips=max_skips)
+
+
+def test_skipped_steps_are_events_and_saves_stay_due():
+    engine = FakeEngine(losses=(2.0, math.nan), norm=math.nan)
+    events = list(fit(engine, plan, lambda i: i[0], skipping(2), every(2, save=1), workers=comm.Workers()))
+    assert [(type(e), e.step) for e in events] == [(Skipped, 1), (SaveDue, 1), (Skipped, 2), (SaveDue, 2)]
+    assert (events[0].what, events[0].example_indices) == ("loss", [7, 8])
+
+
+def test_one_skip_too_many_ends_the_run_and_earlier_ones_count():
+    engine = FakeEngine(norm=math.inf)
+    events = fit(engine, plan, lambda i: i[0], skipping(3), every(9), workers=comm.Workers(), skipped=2)
+    assert isinstance(next(events), Skipped)
+    with pytest.raises(NonFinite, match="gradient norm inf at step 2"):
+        next(events)
+
+
+def spiking(**settings):
+    """Twelve calm steps, then a loss ten times as high, then calm again."""
+    engine = FakeEngine()
+    losses = iter([2.0 + 0.01 * (i % 3) for i in range(12)] + [20.0] + [2.0] * 7)
+    engine.accumulate = lambda batch, **_: torch.tensor(12 * next(losses) if batch == 0 else 0.0)
+    train = TrainConfig(**settings)
+    return list(fit(engine, plan, lambda i: i[0], train, every(20), workers=comm.Workers()))
+
+
+def test_a_loss_spike_is_an_event_and_training_goes_on():
+    events = spiking()
+    (spike,) = [e for e in events if isinstance(e, Spiked)]
+    assert (spike.step, spike.loss) == (13, pytest.approx(20.0))
+    assert spike.usual == pytest.approx(2.01)
+    assert events[-1] == SaveDue(20)
+
+
+def test_a_loss_spike_stops_the_run_if_wished():
+    assert [type(e) for e in spiking(on_loss_spike="stop")[-3:]] == [Spiked, SaveDue, Stopped]
+
+
+def test_spikes_are_not_looked_for_without_a_window():
+    assert not [e for e in spiking(spike_window=0) if isinstance(e, Spiked)]
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
@@ -163,3 +209,39 @@ def test_cosine_and_constant():
     assert cosine[5] == pytest.approx(0.5)
     assert all(a > b > 0 for a, b in zip(cosine, cosine[1:], strict=False))
     assert rates(lr_scheduler="constant") == [1.0] * 10
+
+
+def theirs(name, total, **arguments):
+    """transformers' schedule for a peak of 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(name, optimizer, num_training_steps=total, **arguments)
+    return [schedule.lr_lambdas[0](step) for step in range(total)]
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(
+    ("ours", "name", "extra"),
+    [
+        ({"lr_scheduler": "linear"}, "linear", {}),
+        ({"lr_scheduler": "cosine"}, "cosine", {}),
+        ({"lr_scheduler": "cosine", "min_lr_ratio": 0.1}, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        ({"lr_scheduler": "constant"}, "constant_with_warmup", {}),
+        ({"lr_scheduler": "inverse_sqrt"}, "inverse_sqrt", {}),
+        ({"lr_scheduler": "wsd", "decay_steps": 7}, "warmup_stable_decay", {"num_decay_steps": 7}),
+        (
+            {"lr_scheduler": "wsd", "decay_steps": 7, "min_lr_ratio": 0.1},
+            "warmup_stable_decay",
+            {"num_decay_steps": 7, "min_lr_ratio": 0.1},
+        ),
+    ],
+)
+def test_schedules_are_those_of_transformers(ours, name, extra, warmup):
+    """From the peak on; their warm-up starts at a rate of zero, ours does not waste that step."""
+    expected = theirs(name, 20, num_warmup_steps=warmup, scheduler_specific_kwargs=extra)
+    assert rates(total=20, warmup_steps=warmup, **ours)[warmup:] == pytest.approx(expected[warmup:])
+
+
+def test_wsd_decays_over_the_last_tenth_unless_told_otherwise():
+    values = rates(total=20, lr_scheduler="wsd")
+    assert values[:19] == [1.0] * 19
+    assert values[19] == pytest.approx(0.5)

@@ -6,20 +6,30 @@ configurations and writes its findings as JSON and tensors. No Ray here: the pro
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
+import math
 import os
 import shutil
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import mutations
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from fulltune import batches, comm, config, data, session
 from fulltune.engine import build, prebuild, shards
-from fulltune.train import Schedule, StepDone, fit
+from fulltune.train import Schedule, Skipped, StepDone, fit
 
 
 def run_config(arguments: dict[str, Any], **changes: Any) -> config.RunConfig:
@@ -35,21 +45,68 @@ def run_config(arguments: dict[str, Any], **changes: Any) -> config.RunConfig:
 
 
 def train(
-    run: config.RunConfig, model: Path, tokens: Path, workers: comm.Workers, *, steps: int
+    run: config.RunConfig,
+    model: Path,
+    tokens: Path,
+    workers: comm.Workers,
+    *,
+    steps: int,
+    plan: list[int] | None = None,
+    poison: int | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Trains and returns the engine and the record of each step."""
+    """Trains and returns the engine and the record of each step.
+
+    Args:
+        plan: the planned steps to take, in place of 1, 2, 3 ...
+        poison: in this step the last worker's loss is NaN.
+    """
     session.seed_everything(run.train.seed)
     table = data.TokenTable(tokens)
     planner = batches.StepPlanner(table, run.train, run.data.packing, workers.rank, workers.size)
     engine = build(run, model, num_workers=workers.size)
     schedule = Schedule(total_steps=steps, save_every=None, validate_every=None)
-    events = fit(engine, planner.step, lambda i: batches.collate(table, i), run.train, schedule, workers=workers)
+    current = 0
+
+    def step(number: int) -> batches.Step:
+        nonlocal current
+        current = plan[number - 1] if plan else number
+        return planner.step(current)
+
+    def load(indices: list[int]) -> batches.MicroBatch:
+        batch = batches.collate(table, indices)
+        poisoned = current == poison and workers.rank == workers.size - 1
+        return dataclasses.replace(batch, weight=math.nan) if poisoned else batch
+
+    with counted_gathers() as gathers:
+        events = list(fit(engine, step, load, run.train, schedule, workers=workers))
+    head = engine.module.get_output_embeddings().weight
     records = [
-        {"loss": e.loss, "grad_norm": e.grad_norm, "micro_batches": len(planner.step(e.step).micro_batches)}
+        {
+            "loss": e.loss,
+            "grad_norm": e.grad_norm,
+            "micro_batches": len(planner.step(e.step).micro_batches),
+            "head_gathers": gathers[getattr(head, "ds_id", None)],  # of the whole run
+        }
         for e in events
         if isinstance(e, StepDone)
     ]
+    assert [e.step for e in events if isinstance(e, Skipped)] == ([poison] if poison else [])
     return engine, records
+
+
+@contextmanager
+def counted_gathers() -> Iterator[Counter[int]]:
+    """Inside, how often ZeRO-3 fetches each parameter, by its `ds_id`."""
+    name = "_PartitionedParameterCoordinator__all_gather_params_"
+    gather = getattr(PartitionedParameterCoordinator, name)
+    counts: Counter[int] = Counter()
+
+    def counting(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        counts.update(p.ds_id for p in params if p.ds_status == ZeroParamStatus.NOT_AVAILABLE)
+        return gather(self, params, *args, **kwargs)
+
+    with mock.patch.object(PartitionedParameterCoordinator, name, counting):
+        yield counts
 
 
 def weights(engine: Any, folder: Path, workers: comm.Workers) -> None:
@@ -67,9 +124,12 @@ def case_matrix(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
     """Every named run of `arguments["runs"]`: its records, and its weights after the last step."""
     found: dict[str, Any] = {}
     for name, changes in arguments["runs"].items():
-        steps = changes.pop("steps", arguments["steps"])
+        options = {key: changes.pop(key) for key in ("steps", "plan", "poison") if key in changes}
+        options.setdefault("steps", arguments["steps"])
+        mutation = changes.pop("mutation", None)
         run = run_config(arguments, **changes)
-        engine, records = train(run, Path(arguments["model"]), Path(arguments["tokens"]), workers, steps=steps)
+        with getattr(mutations, mutation)() if mutation else nullcontext():
+            engine, records = train(run, Path(arguments["model"]), Path(arguments["tokens"]), workers, **options)
         weights(engine, Path(arguments["out"]) / name, workers)
         found[name] = records
         del engine
@@ -187,6 +247,44 @@ def halve_the_rate_of_vectors() -> None:
         return [matrices, vectors | {"lr_scale": 0.5}]
 
     core.parameter_groups = groups
+
+
+def case_hang(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
+    """What each worker says when the last one holds other data, and when it never comes to step 2."""
+    last = workers.rank == workers.size - 1
+    model, tokens, out = Path(arguments["model"]), Path(arguments["tokens"]), Path(arguments["out"])
+    said: list[str] = []
+
+    def ending(run: config.RunConfig) -> str:
+        try:
+            session.run(run, session.Inputs(model, tokens, None, out), workers, say=said.append)
+        except Exception as error:
+            return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        return "finished"
+
+    changes = {"train__max_steps": 4, "ray__collective_timeout_s": arguments["timeout_s"]}
+    disagreed = ending(run_config(arguments, **changes, train__seed=1 if last else 2))
+    if last:
+        session.collate = late(session.collate, calls=2, seconds=arguments["timeout_s"] + 3)
+    late_ending = ending(run_config(arguments, **changes))
+    # the process group is broken now, so the usual farewell would wait for ever
+    result = {"disagreed": disagreed, "late": late_ending, "said": said}
+    Path(arguments["results"], f"{workers.rank}.json").write_text(json.dumps(result))
+    os._exit(0)
+
+
+def late(function: Any, *, calls: int, seconds: float) -> Any:
+    """The same function; the call of that number takes so long."""
+    done = 0
+
+    def slowed(*args: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == calls:
+            time.sleep(seconds)
+        return function(*args)
+
+    return slowed
 
 
 def main() -> None:

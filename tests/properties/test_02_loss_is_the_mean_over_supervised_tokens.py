@@ -5,50 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
 from fulltune import batches, config, data
-from fulltune.engine.core import parameter_groups
-from fulltune.train import learning_rate
 
 STAGES = [0, 1, 2, 3]
 
 
 def losses(records):
     return np.array([record["loss"] for record in records])
-
-
-@pytest.fixture(scope="session")
-def plain(tiny):
-    """The reference: one process, one example at a time through transformers' own attention, torch's AdamW."""
-    run = config.resolve(tiny.base, origin="test")
-    model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation="eager")
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model.named_parameters(), run.train), lr=1.0, eps=run.train.adam_epsilon
-    )
-    table = data.TokenTable(tiny.tokens)
-    planner = batches.StepPlanner(table, run.train, packing=True)
-    curve, norms = [], []
-    for number in range(1, 21):
-        step = planner.step(number)
-        examples = [table[i] for i in step.example_indices]
-        count = sum(int((e.labels[1:] != -100).sum()) for e in examples)
-        loss = 0.0
-        for example in examples:
-            logits = model(input_ids=torch.tensor(example.input_ids.astype(np.int64))[None]).logits[0]  # (T, V)
-            targets = torch.tensor(example.labels[1:].astype(np.int64))
-            part = cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum") / count
-            part.backward()
-            loss += float(part)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), run.train.max_grad_norm)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run.train, number, 20)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.append(loss)
-    return np.array(curve), np.array(norms), {name: p.detach() for name, p in model.named_parameters()}
 
 
 def test_packs_hold_three_or_more_examples_and_workers_see_unequal_supervised_tokens(tiny):
@@ -65,7 +29,8 @@ def test_packs_hold_three_or_more_examples_and_workers_see_unequal_supervised_to
 @pytest.mark.parametrize("stage", STAGES)
 def test_twenty_steps_equal_plain_adamw(matrix, plain, stage, workers):
     records = matrix.records[f"zero{stage}-{workers}w"]
-    curve, norms, weights = plain
+    wanted = plain(20)
+    curve, norms, weights = wanted.losses, wanted.norms, wanted.weights
     np.testing.assert_allclose(losses(records), curve, rtol=1e-4)
     np.testing.assert_allclose([r["grad_norm"] for r in records], norms, rtol=1e-3)
     assert curve[-1] < curve[0] - 1, "the reference itself must learn, or equality proves little"

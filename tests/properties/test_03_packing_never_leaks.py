@@ -17,6 +17,13 @@ def model(tiny):
     return AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation=attention.SEGMENTS)
 
 
+@pytest.fixture(scope="module", params=[attention.SEGMENTS, "eager", "sdpa"])
+def each_model(request, tiny):
+    """The model under every attention that trains on a CPU; transformers' own make a block mask of the positions."""
+    attention.register()
+    return AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation=request.param)
+
+
 @pytest.fixture(scope="module")
 def examples(tiny):
     table = data.TokenTable(tiny.tokens)
@@ -54,7 +61,18 @@ def test_no_token_is_trained_to_predict_the_next_example(examples):
     assert len(batch.targets) == sum(int((e.labels[1:] != -100).sum()) for e in examples)
 
 
-def test_changing_one_example_changes_no_other_loss_at_all(model, examples):
+def test_changing_one_example_changes_no_other_loss_at_all(each_model, examples):
+    check_that_a_change_stays_where_it_is(each_model, examples)
+
+
+@pytest.mark.slow
+def test_flex_attention_does_not_leak_either(tiny, examples):
+    """Forward only: it has no backward on CPUs. Slow because it is compiled first."""
+    flex = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation="flex_attention")
+    check_that_a_change_stays_where_it_is(flex, examples)
+
+
+def check_that_a_change_stays_where_it_is(model, examples):
     changed = list(examples)
     other = np.array((examples[1].input_ids + 7) % 300, dtype=np.int32)
     changed[1] = data.Example(examples[1].id, other, examples[1].labels)
@@ -67,7 +85,8 @@ def test_changing_one_example_changes_no_other_loss_at_all(model, examples):
         assert torch.equal(was[place], now[place]), f"example {place} saw the change in example 1"
 
 
-def test_no_gradient_flows_from_one_example_to_anothers_tokens(model, examples):
+def test_no_gradient_flows_from_one_example_to_anothers_tokens(each_model, examples):
+    model = each_model
     batch = batches._collate(examples, weight=1.0)
     embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
     logits = model(

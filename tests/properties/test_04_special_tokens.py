@@ -3,6 +3,7 @@ the vocabulary is a multiple of 64, and BOS stands exactly once where the tokeni
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -126,6 +127,40 @@ class TestPretrained:
         row = tok.load(str(folder)).convert_tokens_to_ids("<START_Q>")
         assert torch.allclose(matrix[row], old.mean(0), atol=1e-6)
 
+    def test_the_stop_token_may_follow_the_rule_of_the_others(self, source, tmp_path):
+        settings = config.ModelConfig(name_or_path=str(source), new_token_init="mean", stop_token_init="new_token_init")
+        folder = model.prepare(settings, TASK, [], seed=5, cache=tmp_path / "cache")
+        old = load_file(source / "model.safetensors")["lm_head.weight"]
+        stop = tok.stop_id(tok.load(str(folder)), TASK)
+        assert torch.allclose(load_file(folder / "model.safetensors")["lm_head.weight"][stop], old.mean(0), atol=1e-6)
+
+    def test_descriptions_give_the_mean_of_their_tokens_rows(self, source, tmp_path):
+        folder = self.prepared(source, tmp_path, rule="description")
+        old = load_file(source / "model.safetensors")["lm_head.weight"]
+        matrix = load_file(folder / "model.safetensors")["lm_head.weight"]
+        tokenizer = tok.load(str(folder))
+        words = TASK.token_descriptions["<START_Q>"]
+        ids = tokenizer(words, add_special_tokens=False).input_ids
+        assert len(ids) > 1
+        start_q = matrix[tokenizer.convert_tokens_to_ids("<START_Q>")]
+        assert torch.allclose(start_q, old[ids].mean(0), atol=1e-6)
+
+    def test_a_token_without_a_description_takes_its_letters(self, source, tmp_path):
+        bare = dataclasses.replace(TASK, token_descriptions={})
+        settings = config.ModelConfig(name_or_path=str(source), new_token_init="description")
+        folder = model.prepare(settings, bare, [], seed=5, cache=tmp_path / "cache")
+        tokenizer = tok.load(str(folder))
+        ids = tokenizer("start q", add_special_tokens=False).input_ids
+        old = load_file(source / "model.safetensors")["lm_head.weight"]
+        row = load_file(folder / "model.safetensors")["lm_head.weight"][tokenizer.convert_tokens_to_ids("<START_Q>")]
+        assert torch.allclose(row, old[ids].mean(0), atol=1e-6)
+
+    def test_a_changed_description_makes_another_start(self, source, tmp_path):
+        settings = config.ModelConfig(name_or_path=str(source), new_token_init="description")
+        other = dataclasses.replace(TASK, token_descriptions={"<START_Q>": "a b c"})
+        folders = {model.prepare(settings, task, [], seed=5, cache=tmp_path / "cache") for task in (TASK, other)}
+        assert len(folders) == 2
+
     def test_weights_spread_over_files_are_streamed_to_the_same_result(self, source, tmp_path):
         whole = load_file(self.prepared(source, tmp_path) / "model.safetensors")
         split = tmp_path / "split"
@@ -168,3 +203,14 @@ def test_llama_2_ids(real_data):
     assert answer == tokenizer("inform(name[Dusk])", add_special_tokens=False).input_ids
     assert labels == [tok.IGNORE] * 7 + answer + [32003]
     assert model.padded(len(tokenizer)) == 32064
+
+
+def test_the_covariance_rule_draws_from_the_rows_mean_and_covariance():
+    torch.manual_seed(0)
+    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.5, 0.5, 0.0], [0.0, 0.3, 0.1]])
+    old = torch.randn(400, 3) @ mixing.T + torch.tensor([5.0, -3.0, 0.0])
+    rows = dict.fromkeys(range(400, 4400), "covariance")
+    drawn = model.grow(old, 4400, rows, seed=3)[400:]
+    assert torch.allclose(drawn.mean(0), old.mean(0), atol=0.1)
+    wanted = torch.cov(old.T, correction=0)
+    assert (torch.cov(drawn.T) - wanted).norm() < 0.05 * wanted.norm()
