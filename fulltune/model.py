@@ -66,17 +66,20 @@ def _download(config: ModelConfig) -> Path:
         ) from None
 
 
-def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int, cache: Path) -> Path:
+def prepare(
+    config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int, cache: Path, others: Sequence[Task] = ()
+) -> Path:
     """Builds the run's starting folder (weights, config, tokenizer), or finds it built.
 
     Args:
+        others: further tasks of a mixture, whose tokens are added after those of the run's task.
         texts: training texts, for a tokenizer that is trained.
         seed: of the random initialisation and of the noise in new rows.
     """
     source = resolve_source(config, cache)
     tokenizer = _tokenizer(config, source, texts)
     base_eos = tokenizer.eos_token_id
-    new_ids = tok.add_task_tokens(tokenizer, task)
+    new_ids = tok.add_task_tokens(tokenizer, task, *others)
     folder = cache / f"model-{_key(config, source, tokenizer, seed)}"
     if (folder / "config.json").exists():
         return folder
@@ -85,7 +88,7 @@ def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int,
     if source is None:
         _initialise(config, tokenizer, stage, seed=seed)
     else:
-        rows = _starting_rows(config, task, tokenizer, new_ids, base_eos)
+        rows = _starting_rows(config, (task, *others), tokenizer, new_ids, base_eos)
         _stream(source, stage, num_tokens=len(tokenizer), rows=rows, seed=seed)
     tok.save(tokenizer, stage)
     try:
@@ -119,13 +122,13 @@ def _sample(file: Path, size: int = 2**20) -> bytes:
 
 
 def _starting_rows(
-    config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
+    config: ModelConfig, tasks: Sequence[Task], tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
 ) -> dict[int, int | str]:
-    """New id -> the id whose row it copies, or the name of a rule. The stop token means what EOS meant."""
+    """New id -> the id whose row it copies, or the name of a rule. A stop token means what EOS meant."""
     rows: dict[int, int | str] = dict.fromkeys(new_ids, config.new_token_init)
-    stop = tok.stop_id(tokenizer, task)
-    if stop in rows and eos is not None:
-        rows[stop] = eos
+    for stop in (tok.stop_id(tokenizer, task) for task in tasks):
+        if stop in rows and eos is not None:
+            rows[stop] = eos
     return rows
 
 

@@ -13,7 +13,7 @@ from fulltune import tokenizer as tok
 from fulltune.engine import settings
 from ray_jobs import recipes
 from tasks.base import UserError
-from tasks.sources import load
+from tasks.sources import iterate
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -70,7 +70,7 @@ def test_max_length_of_the_llama_2_recipes_leaves_no_row_out(task, real_data, mo
     resolved = config.load(recipes.path(f"{task.partition('_')[0]}_llama2_7b"))
     for split in ("train", "valid", "test"):
         # the longest text in characters is among the longest in tokens: a twentieth is enough to look at
-        rendered = [plugin.render(record) for record in load(plugin, split, "hub")]
+        rendered = [plugin.render(record) for record in iterate(plugin, split, "hub")]
         rendered.sort(key=lambda segments: -sum(len(segment.text) for segment in segments))
         encoded = tok.encode_examples(tokenizer, plugin, rendered[: len(rendered) // 20], loss_on="completion")
         assert max(len(ids) for ids, _ in encoded) <= resolved.data.max_length
