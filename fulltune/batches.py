@@ -90,6 +90,10 @@ class StepPlanner:
             supervised_tokens=int(self.table.supervised[chosen].sum()),
         )
 
+    def load(self, indices: Sequence[int]) -> MicroBatch:
+        """The tensors of a micro-batch of a step."""
+        return collate(self.table, indices)
+
     @property
     def _capacity(self) -> int:
         return max(self.train.micro_batch_tokens, int(self.table.lengths.max())) if self.packing else 0
@@ -139,11 +143,12 @@ def _fill(lengths: np.ndarray, order: Sequence[int], capacity: int, num_bins: in
 def collate(table: TokenTable, indices: Sequence[int]) -> MicroBatch:
     """The tensors of one micro-batch. No indices: a dummy, the shortest example with weight zero."""
     if not indices:
-        return _collate([table[int(table.lengths.argmin())]], weight=0.0)
-    return _collate([table[i] for i in indices], weight=1.0)
+        return collate_examples([table[int(table.lengths.argmin())]], weight=0.0)
+    return collate_examples([table[i] for i in indices], weight=1.0)
 
 
-def _collate(examples: Sequence[Example], weight: float) -> MicroBatch:
+def collate_examples(examples: Sequence[Example], weight: float) -> MicroBatch:
+    """The tensors of some examples, one after another."""
     lengths = [len(example.input_ids) for example in examples]
     ids = np.concatenate([example.input_ids for example in examples])  # (T,)
     # the label of the next token, and none after the last token of an example

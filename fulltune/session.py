@@ -25,6 +25,7 @@ from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
 from fulltune.metrics import MetricsLog
+from fulltune.stream import Stream, StreamPlanner
 from fulltune.train import Event, SaveDue, Schedule, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
@@ -54,26 +55,35 @@ class Result:
     finished: bool
 
 
-def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callable[[str], None]) -> Result:
+def run(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    *,
+    say: Callable[[str], None],
+    stream: Stream | None = None,
+) -> Result:
     """Trains until the last step or a request to stop; every worker calls it with the same arguments.
 
     Args:
         say: prints a line for the user; called on worker 0 only.
+        stream: this worker's share of the training data where `data.loader` is streaming.
     """
     seed_everything(config.train.seed)
-    table = TokenTable(inputs.train_data)
-    planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
+    loader = _loader(config, inputs, workers, engine, stream, tell)
     identity = fingerprint(config, inputs, num_workers=workers.size)
     step = _resume(engine, inputs, workers, identity, tell)
+    if step and isinstance(loader, StreamPlanner):
+        loader.restore(inputs.checkpoints / checkpoint.name(step))
     events = fit(
         engine,
-        planner.step,
-        lambda indices: collate(table, indices),
+        loader.step,
+        loader.load,
         config.train,
         Schedule(
-            total_steps=planner.total_steps,
+            total_steps=loader.total_steps,
             save_every=config.checkpoint.every_steps,
             validate_every=config.validation.every_steps,
         ),
@@ -83,11 +93,25 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
         first_step=step + 1,
     )
     log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
-    save = partial(_save, engine, inputs, workers, config, identity)
+    save = partial(_save, engine, inputs, workers, config, identity, loader)
     last, finished = _consume(events, log, save, step)
     if not finished:
         tell(f"stopped on request after step {last}; run the same command to go on")
-    return Result(step=last, total_steps=planner.total_steps, finished=finished)
+    return Result(step=last, total_steps=loader.total_steps, finished=finished)
+
+
+def _loader(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    engine: Engine,
+    stream: Stream | None,
+    tell: Callable[[str], None],
+) -> StepPlanner | StreamPlanner:
+    if stream is not None:
+        return StreamPlanner(stream, config.data, config.train, workers, device=engine.device, say=tell)
+    table = TokenTable(inputs.train_data)
+    return StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
 
 
 def _consume(
@@ -193,6 +217,7 @@ def _save(
     workers: comm.Workers,
     config: RunConfig,
     identity: Mapping[str, Any],
+    loader: StepPlanner | StreamPlanner,
     step: int,
     valid_loss: float | None,
 ) -> None:
@@ -201,6 +226,8 @@ def _save(
     def write(folder: Path) -> None:
         engine.save(folder)
         _save_rng(folder / f"rng-{workers.rank}.pt")
+        if isinstance(loader, StreamPlanner):
+            loader.save(folder)
         if workers.rank == 0:
             export.keep_model_files(inputs.model, folder)
 
