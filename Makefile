@@ -1,6 +1,6 @@
 # fulltune: `make demo` shows the whole story on a CPU, `make test` runs the quick tests. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-bar install setup test test-slow test-all check golden wheel smollm2 clean
+.PHONY: help demo demo-bar install setup test test-slow test-all check golden report-browser wheel smollm2 clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -12,11 +12,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # glibc must not hand large blocks back to the kernel after every training step: 7x in speed on CPUs
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
+# where it is set, every process would compile torch, ray and transformers again: 14 s each
+unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## base score, training, tuned score and report on bundled data: minutes on a laptop CPU
 	@$(BIN)/fulltune demo
@@ -58,6 +60,18 @@ check: $(STAMP) ## lint, format, types and import directions
 golden: $(STAMP) ## regenerate the golden files under tests/golden and show what changed
 	@$(BIN)/python -m pytest -q --update-golden
 	@git --no-pager diff --stat -- tests/golden
+
+REPORT ?= build/sample-report/report/report.html
+CHROMIUM ?= /usr/bin/chromium
+
+report-browser: $(STAMP) ## drive a report (REPORT=..., else a scripted sample) in headless Chromium, with axe-core
+	@test -x $(CHROMIUM) || { echo "no browser at $(CHROMIUM): apt-get install chromium, or CHROMIUM=..."; exit 1; }
+	@mkdir -p build && test -x build/browser/bin/python || $(PYTHON) -m venv build/browser
+	@build/browser/bin/python -m pip install --quiet --disable-pip-version-check 'playwright>=1.60'
+	@test -f build/package/axe.min.js || { cd build && npm pack --silent axe-core >/dev/null && tar xzf axe-core-*.tgz; }
+	@test -f $(REPORT) || $(BIN)/python -m benchmarks.sample_report build/sample-report
+	@build/browser/bin/python -m benchmarks.report_in_browser $(REPORT) --out build/report-screens \
+	  --axe build/package/axe.min.js --chromium $(CHROMIUM)
 
 wheel: $(STAMP) ## build dist/fulltune-*.whl
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . && ls dist/*.whl

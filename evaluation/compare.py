@@ -8,22 +8,34 @@ folders; the runner of `benchmark` and `demo` passes them directly.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from statistics import stdev
 from typing import Any, cast, get_args
 
-from evaluation import examples, report
-from evaluation.comparison import Comparison, Entry, Model, Pair, Role, Tokens, best
-from evaluation.paired import holm, paired_test
+from evaluation import economy, examples, jsonl, report
+from evaluation.comparison import Clean, Comparison, Entry, Model, Pair, Role, Tokens, best
+from evaluation.intervals import Estimate, estimate
+from evaluation.judge import Reader, read_all
+from evaluation.paired import PairedTest, holm, paired_test
 from evaluation.pool import ItemScore, TaskSpec, score_pair
+from evaluation.power import Detectable, detectable_mean, detectable_proportion
 from evaluation.predictions import Prediction, read_predictions
 from evaluation.score import Scores, count_errors, read_items, score, summarise
+from evaluation.series import series
 from tasks.base import Completion, Metric, Record, Task, UserError
+
+Readers = Callable[[str], Sequence[Reader]]
 
 _TUNED_WORDS = {"tuned", "finetuned", "ft", "sft"}
 _BASE_WORDS = {"base", "untuned", "pretrained"}
+
+
+def no_readers(label: str) -> Sequence[Reader]:
+    """No judge and no extractor, for any row."""
+    return ()
 
 
 def compare(
@@ -38,8 +50,11 @@ def compare(
     source: str | None = None,
     split: str | None = None,
     limit: int | None = None,
+    leaks: Mapping[str, str] | None = None,
+    usd_per_worker_hour: float | None = None,
     processes: int | None = None,
     spec: TaskSpec | None = None,
+    readers: Readers = no_readers,
 ) -> dict[str, Any]:
     """Score the entries, compare them and write the report.
 
@@ -52,7 +67,10 @@ def compare(
         loss_curve: lines of a run's metrics.jsonl (step, loss ...), drawn when there are any.
         provenance: versions, git sha, hardware, command, configuration; printed as it is.
         source, split: where the records came from; the report says so, and says that bundled data is generated.
+        leaks: record id -> why it may have been seen in training; the report flags them and scores without them too.
+        usd_per_worker_hour: price of a worker (a GPU, or a CPU process), for costs of tuning and of own answers.
         limit, processes, spec: as in `score`.
+        readers: label of a row -> the judge and the extractor that read its answers.
 
     Returns:
         the content of results.json.
@@ -70,8 +88,11 @@ def compare(
         source=source,
         split=split,
         limit=limit,
+        leaks=leaks,
+        usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
+        readers=readers,
     )
     return report.write(comparison, out)
 
@@ -89,13 +110,21 @@ def measure(
     limit: int | None,
     processes: int | None,
     spec: TaskSpec | None,
+    readers: Readers = no_readers,
+    leaks: Mapping[str, str] | None = None,
+    usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
     _check_labels(entries)
-    rows = tuple(_model(entry, task, records, limit=limit, processes=processes, spec=spec) for entry in entries)
+    score_as: dict[str, Any] = {"limit": limit, "processes": processes, "spec": spec, "price": usd_per_worker_hour}
+    task, rows = _with_assisted(task, [_model(entry, task, records, readers=readers, **score_as) for entry in entries])
     metric = headline_metric(task)
     subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
     others = [row for row in rows if row is not subject]
+    texts = examples.texts(task, records[:limit])
+    ranking = examples.worst_first(task, subject, others)
+    flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks} if leaks else {}
+    usages = {row.label: row.usage for row in others}
     return Comparison(
         title=title,
         task=task,
@@ -108,10 +137,22 @@ def measure(
         base=best([row for row in others if row.role == "base"], metric) or (others[0] if others else None),
         metric=metric,
         pairs=tuple(pair for m in task.metrics if m.higher_is_better is not None for pair in paired_tests(rows, m)),
-        worst=examples.worst(task, records[:limit], subject, others),
+        worst=examples.worst(texts, ranking, [subject, *others]),
+        inputs=texts.inputs,
+        golds=texts.golds,
+        order=ranking.places,
+        series=series(rows, headline_metrics(task)),
+        economy=economy.economy(subject.details, subject.usage, usages, usd_per_worker_hour),
+        leaks=flagged,
+        clean=tuple(_clean(row, metric, flagged) for row in rows) if flagged else (),
         loss_curve=loss_curve,
         provenance=provenance,
     )
+
+
+def headline_metrics(task: Task) -> list[Metric]:
+    """The metrics that a table shows first."""
+    return [metric for metric in task.metrics if metric.headline] or [headline_metric(task)]
 
 
 def headline_metric(task: Task) -> Metric:
@@ -123,7 +164,7 @@ def headline_metric(task: Task) -> Metric:
 
 def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
     """Paired tests of every two models on one metric, corrected by Holm over these pairs."""
-    tests = []
+    tests: list[tuple[str, str, PairedTest, Detectable]] = []
     for a, b in combinations(models, 2):
         both = [
             (x.metrics[metric.name], y.metrics[metric.name])
@@ -132,12 +173,38 @@ def paired_tests(models: Sequence[Model], metric: Metric) -> list[Pair]:
         ]
         if both:
             left, right = zip(*both, strict=True)
-            tests.append((a.label, b.label, paired_test(left, right, proportion=metric.kind == "proportion")))
-    adjusted = holm([result.p for _, _, result in tests])
+            result = paired_test(left, right, proportion=metric.kind == "proportion")
+            tests.append((a.label, b.label, result, _detectable(metric, result, left, right)))
+    adjusted = holm([result.p for _, _, result, _ in tests])
     return [
-        Pair(metric=metric.name, a=a, b=b, result=result, p_holm=p, comparisons=len(tests))
-        for (a, b, result), p in zip(tests, adjusted, strict=True)
+        Pair(metric=metric.name, a=a, b=b, result=result, p_holm=p, comparisons=len(tests), detectable=seen)
+        for (a, b, result, seen), p in zip(tests, adjusted, strict=True)
     ]
+
+
+def _with_assisted(task: Task, rows: Sequence[Model]) -> tuple[Task, tuple[Model, ...]]:
+    """The task with the assisted metrics that any row has; rows without them have no value there."""
+    full = task.with_assisted({name for row in rows for name in row.scores.metrics})
+    nothing = Estimate(None, None, None, 0)
+    metrics = [{name: row.scores.metrics.get(name, nothing) for name in full.metric_names} for row in rows]
+    filled = (replace(row, scores=replace(row.scores, metrics=m)) for row, m in zip(rows, metrics, strict=True))
+    return full, tuple(filled)
+
+
+def _detectable(metric: Metric, result: PairedTest, a: Sequence[float], b: Sequence[float]) -> Detectable:
+    """What this test would have found, the models disagreeing as often as they did."""
+    if metric.kind == "proportion":
+        return detectable_proportion(result.n, (result.only_a + result.only_b) / result.n)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    return detectable_mean(result.n, stdev(differences) if len(differences) > 1 else 0.0)
+
+
+def _clean(model: Model, metric: Metric, leaks: Mapping[str, str]) -> Clean:
+    """The metric without the flagged records."""
+    kept = [
+        item.metrics[metric.name] for item in model.scores.items if item.id not in leaks and metric.name in item.metrics
+    ]
+    return Clean(model.label, model.scores.metrics[metric.name], estimate(kept, metric.kind))
 
 
 def _check_labels(entries: Sequence[Entry]) -> None:
@@ -157,12 +224,15 @@ def _model(
     limit: int | None,
     processes: int | None,
     spec: TaskSpec | None,
+    readers: Readers,
+    price: float | None,
 ) -> Model:
     if entry.predictions.is_dir():
         scores, answers = _stored_scores(entry.predictions, task, records, limit), {}
     else:
         predictions = read_predictions(entry.predictions)
         scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
+        scores = read_all(readers(entry.label), task, records[:limit], predictions, scores)
         answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
     return Model(
         label=entry.label,
@@ -172,6 +242,7 @@ def _model(
         scores=scores,
         completions={identity: answer.completion for identity, answer in answers.items()},
         tokens=_tokens(list(answers.values())),
+        usage=economy.usage(entry.details, list(answers.values()), price),
     )
 
 
@@ -203,7 +274,9 @@ def _tokens(answers: Sequence[Prediction]) -> Tokens | None:
 def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: int | None) -> Scores:
     """Scores that `score --out` wrote, put in the order of the references; records without one count as empty."""
     by_id = {item.id: item for item in read_items(folder / "scores.jsonl")}
-    strange = sorted({name for item in by_id.values() for name in item.metrics}.difference(task.metric_names))
+    names = {name for item in by_id.values() for name in item.metrics}
+    task = task.with_assisted(names)
+    strange = sorted(names.difference(task.metric_names))
     if strange:
         raise UserError(
             got=f"{folder}: scores with the metric {strange[0]!r}",
@@ -220,7 +293,9 @@ def _stored_scores(folder: Path, task: Task, records: Sequence[Record], limit: i
         )
     warnings = (f"{len(absent)} of {len(wanted)} records have no score; they count as empty answers",) if absent else ()
     items = tuple(by_id.get(record.id) or score_pair(task, record, Completion("")) for record in wanted)
-    return _recount(task, items, missing=len(absent), warnings=warnings)
+    beside = folder / "metrics.json"
+    assisted = jsonl.read_object(beside).get("assisted", {}) if beside.is_file() else {}
+    return replace(_recount(task, items, missing=len(absent), warnings=warnings), assisted=assisted)
 
 
 def _recount(task: Task, items: tuple[ItemScore, ...], *, missing: int, warnings: tuple[str, ...]) -> Scores:

@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from evaluation.economy import Economy, Usage
+from evaluation.intervals import Estimate
 from evaluation.paired import PairedTest
+from evaluation.power import Detectable
 from evaluation.score import Scores
 from tasks.base import Metric, Task
+
+if TYPE_CHECKING:
+    from evaluation.series import Series  # finds groups among `Model`s
 
 SCHEMA = 1
 
@@ -27,8 +33,10 @@ class Entry:
         label: the row's name, unique in a comparison.
         predictions: a predictions.jsonl, or a folder that `score --out` wrote.
         note: the setting in a few words ("8 shots, natural prompt").
-        details: how the answers were made: shots, prompt, model, seconds, engine ...; `role` ("tuned", "base",
-            "other") says which row is which, else the label does.
+        details: how the answers were made, printed as they are. Read from it: `role` ("tuned", "base", "other"; else
+            the label decides), `shots`, `prompt`, `model`, `setting`, `seed` and `training_rows` (which rows belong
+            together), `seconds` and `workers` of the prediction, `answers_cost_usd`, `worker_hours` of the tuning.
+            Single predictions may hold `latency_s` and `cost_usd`.
     """
 
     label: str
@@ -61,17 +69,22 @@ class Model:
     scores: Scores
     completions: Mapping[str, str]
     tokens: Tokens | None
+    usage: Usage
 
     def as_json(self) -> dict[str, Any]:
         counts = {"unknown": self.scores.unknown, "truncated": self.scores.truncated}
         tokens = asdict(self.tokens) | {"per_answer": self.tokens.per_answer} if self.tokens else None
         head = {"label": self.label, "role": self.role, "note": self.note, "details": dict(self.details)}
-        return {**head, **self.scores.as_json(), **counts, "tokens": tokens, "warnings": list(self.scores.warnings)}
+        spent = {"tokens": tokens, "usage": asdict(self.usage)}
+        return {**head, **self.scores.as_json(), **counts, **spent, "warnings": list(self.scores.warnings)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A paired test of models `a` and `b` on one metric; Holm over the `comparisons` pairs of that metric."""
+    """A paired test of models `a` and `b` on one metric; Holm over the `comparisons` pairs of that metric.
+
+    `detectable` is the smallest difference that such a test would have found.
+    """
 
     metric: str
     a: str
@@ -79,12 +92,14 @@ class Pair:
     result: PairedTest
     p_holm: float
     comparisons: int
+    detectable: Detectable
 
     def as_json(self) -> dict[str, Any]:
         row = asdict(self.result)
         interval = {"ci95": [row.pop("low"), row.pop("high")]}
         names = {"metric": self.metric, "a": self.a, "b": self.b}
-        return {**names, **row, **interval, "p_holm": self.p_holm, "comparisons": self.comparisons}
+        power = {"detectable": asdict(self.detectable)}
+        return {**names, **row, **interval, "p_holm": self.p_holm, "comparisons": self.comparisons, **power}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,15 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Clean:
+    """The headline metric of one model with and without the records that are flagged as leaked."""
+
+    label: str
+    every: Estimate
+    clean: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Several models on the same records of one task.
 
@@ -123,6 +147,11 @@ class Comparison:
         metric: the headline metric.
         pairs: paired tests, every metric with a direction and every two models.
         worst: examples that the subject got most wrong.
+        inputs, golds: texts of every record, in the order of the scores.
+        order: places of the records, the subject's worst first.
+        series: rows that differ in one thing only.
+        economy: what tuning cost and when it pays.
+        leaks: record id -> why it may have been seen in training; `clean` has the figures without those records.
         loss_curve: logged training steps.
         provenance: what made the run: versions, git sha, hardware, command, configuration.
     """
@@ -139,6 +168,13 @@ class Comparison:
     metric: Metric
     pairs: tuple[Pair, ...]
     worst: tuple[Example, ...]
+    inputs: tuple[str, ...]
+    golds: tuple[str, ...]
+    order: tuple[int, ...]
+    series: Series
+    economy: Economy
+    leaks: Mapping[str, str]
+    clean: tuple[Clean, ...]
     loss_curve: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, Any]
 
@@ -166,6 +202,9 @@ class Comparison:
             "published": [asdict(row) for row in self.task.published],
             "paired": [pair.as_json() for pair in self.pairs],
             "worst": [asdict(example) for example in self.worst],
+            "series": asdict(self.series),
+            "economy": asdict(self.economy),
+            "leaks": {"records": dict(self.leaks), "clean": [_clean_json(row) for row in self.clean]},
             "loss_curve": [dict(line) for line in self.loss_curve],
             "provenance": dict(self.provenance),
             "items": self._items(),
@@ -182,6 +221,10 @@ class Comparison:
             }
             for rows in zip(*(model.scores.items for model in self.models), strict=True)
         ]
+
+
+def _clean_json(row: Clean) -> dict[str, Any]:
+    return {"label": row.label, "all": row.every.as_json(), "clean": row.clean.as_json()}
 
 
 def best(models: Sequence[Model], metric: Metric) -> Model | None:

@@ -29,10 +29,30 @@ class Mark(NamedTuple):
     text: str
 
 
-def worst(
-    task: Task, records: Sequence[Record], subject: Model, others: Sequence[Model], count: int = WORST
-) -> tuple[Example, ...]:
-    """The records that `subject` got most wrong, worst first; perfect answers are never among them.
+class Texts(NamedTuple):
+    """What every record asks and what its perfect answer is."""
+
+    inputs: tuple[str, ...]
+    golds: tuple[str, ...]
+
+
+def texts(task: Task, records: Sequence[Record]) -> Texts:
+    """Inputs (the structured prompt without its special tokens) and gold answers of `records`."""
+    return Texts(
+        inputs=tuple(_without_special_tokens(task, task.structured_prompt(record)) for record in records),
+        golds=tuple(task.reference(record) for record in records),
+    )
+
+
+class Ranking(NamedTuple):
+    """Places of all records, worst first; only the first `faulty` of them have any fault."""
+
+    places: tuple[int, ...]
+    faulty: int
+
+
+def worst_first(task: Task, subject: Model, others: Sequence[Model]) -> Ranking:
+    """The records by how wrong `subject` got them.
 
     Ordered by the headline metrics, then by the mean of all metrics with a direction; of equally bad ones those come
     first that another model got right, then the order of the references decides.
@@ -43,12 +63,17 @@ def worst(
     ranked = []
     for place, item in enumerate(subject.scores.items):
         grade = scale.grade(headline, item)
-        if item.error is None and grade >= 1.0:
-            continue
         beaten = any(other.scores.items[place].error is None for other in others)
-        ranked.append((grade, scale.grade(judged, item), not beaten, place))
-    models = (subject, *others)
-    return tuple(_example(task, records[place], place, models) for *_, place in sorted(ranked)[:count])
+        perfect = item.error is None and grade >= 1.0
+        ranked.append((perfect, grade, scale.grade(judged, item), not beaten, place))
+    ranked.sort()
+    return Ranking(tuple(place for *_, place in ranked), faulty=sum(not perfect for perfect, *_ in ranked))
+
+
+def worst(found: Texts, ranking: Ranking, models: Sequence[Model], count: int = WORST) -> tuple[Example, ...]:
+    """The worst `count` records, perfect answers never among them; every model's answer, the subject's first."""
+    places = ranking.places[: min(count, ranking.faulty)]
+    return tuple(_example(found, place, models) for place in places)
 
 
 class _Scale(NamedTuple):
@@ -73,11 +98,11 @@ class _Scale(NamedTuple):
         return sum(grades) / len(grades) if grades else 1.0
 
 
-def _example(task: Task, record: Record, place: int, models: Sequence[Model]) -> Example:
+def _example(found: Texts, place: int, models: Sequence[Model]) -> Example:
     return Example(
-        id=record.id,
-        input=_without_special_tokens(task, task.structured_prompt(record)),
-        gold=task.reference(record),
+        id=models[0].scores.items[place].id,
+        input=found.inputs[place],
+        gold=found.golds[place],
         outputs=tuple(_output(model, place) for model in models),
     )
 

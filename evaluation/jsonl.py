@@ -22,16 +22,24 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: the file is missing, or a line is not UTF-8, not JSON or not an object.
     """
+    for number, _, row in read_objects_at(path):
+        yield number, row
+
+
+def read_objects_at(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """`read_objects` with the offset in bytes at which each line begins: (line number, offset, object)."""
+    offset = 0
     # Bytes are split on "\n" alone: str.splitlines would also cut at U+2028, which may stand inside a JSON string.
     with require_file(path).open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if raw.strip():
-                yield number, _object(raw, where=f"{path}, line {number}")
+                yield number, offset, parse_object(raw, where=f"{path}, line {number}")
+            offset += len(raw)
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The one object of a .json file; UserError as `read_objects`."""
-    return _object(require_file(path).read_bytes(), where=str(path))
+    return parse_object(require_file(path).read_bytes(), where=str(path))
 
 
 def require_file(path: Path) -> Path:
@@ -42,7 +50,8 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def _object(raw: bytes, *, where: str) -> dict[str, Any]:
+def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
+    """The object of one line; UserError, beginning with `where`, if it is none."""
     shown = raw[:80].decode("utf-8", "backslashreplace").strip()
     try:
         value = json.loads(raw.decode("utf-8-sig"))

@@ -4,7 +4,8 @@ Called by compare. Two models that answer the same questions are right and wrong
 ignores the pairing throws that away and misses differences that are there. Proportions get McNemar's exact test
 (McNemar 1947: a binomial test on the items where exactly one model is right), fractions and free numbers a paired
 bootstrap of the mean difference (Efron and Tibshirani 1993, ch. 16). Holm's step-down method (Holm 1979) keeps the
-chance of any false alarm at the stated level when several pairs are tested.
+chance of any false alarm at the stated level when several pairs are tested. `evaluation.power` says what such a test
+can see at all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from evaluation.intervals import CONFIDENCE, RESAMPLES, Floats, bootstrap_mean, resampled_means
+from evaluation.intervals import CONFIDENCE, RESAMPLES, Bootstrap, Floats, bootstrap_mean
 
 Z = 1.959963984540054  # standard normal quantile for a two-sided 95 % interval
 
@@ -59,8 +60,9 @@ def paired_test(a: Sequence[float] | Floats, b: Sequence[float] | Floats, *, pro
         p = mcnemar_exact(only_a, only_b)
         low, high = matched_difference_interval(only_a, only_b, len(differences))
     else:
-        p = bootstrap_p(differences)
-        low, high = bootstrap_mean(differences)
+        resampled = bootstrap_mean(differences)
+        p = bootstrap_p(differences, resampled)
+        low, high = resampled.interval
     return PairedTest(
         n=len(differences),
         difference=float(differences.mean()),
@@ -93,7 +95,7 @@ def matched_difference_interval(only_a: int, only_b: int, n: int) -> tuple[float
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_p(differences: Floats) -> float:
+def bootstrap_p(differences: Floats, resampled: Bootstrap) -> float:
     """Two-sided paired-bootstrap p-value: how often a resample's mean difference falls on the other side of 0.
 
     Never below what the sign test could give on so few non-zero differences: a handful of items that all point one
@@ -102,13 +104,15 @@ def bootstrap_p(differences: Floats) -> float:
     nonzero = int(np.count_nonzero(differences))
     if nonzero == 0:
         return 1.0
-    means = resampled_means(differences)
-    crossed = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    crossed = min(int((resampled.means <= 0).sum()), int((resampled.means >= 0).sum()))
     return float(min(1.0, max(2.0 * (crossed + 1) / (RESAMPLES + 1), 2.0 ** (1 - nonzero))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values in the order given: compare each with the level itself."""
+    """Holm-adjusted p-values in the order given: compare each with the level itself.
+
+    scipy has the false-discovery corrections only, and statsmodels (65 MB) would come in for these lines alone.
+    """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.comparison import Comparison, Model
+from evaluation.series import Curve
 from tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -122,6 +123,35 @@ def loss_png(steps: Sequence[tuple[float, float]], *, dark: bool = False) -> byt
     axes.set_ylabel("loss (nats per supervised token)")
     if min(y) >= 0:
         axes.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def curves_png(comparison: Comparison, curves: Sequence[Curve], axis: str, *, log: bool = False) -> bytes | None:
+    """A line with intervals per curve, shares in per cent; None without a curve."""
+    kinds = {metric.name: metric.kind for metric in comparison.task.metrics}
+    shown = [curve for curve in curves if kinds[curve.metric] != "mean"]
+    if not shown:
+        return None
+    figure, axes = _canvas(height=3.4)
+    axes.grid(axis="y", color=_LIGHT.faint, linewidth=0.6)
+    for place, curve in enumerate(shown):
+        means = [100 * point.mean for point in curve.points]
+        ends = [
+            [100 * (point.mean - point.low) for point in curve.points],
+            [100 * (point.high - point.mean) for point in curve.points],
+        ]
+        colour = CATEGORY_COLOURS[(place + 1) % len(CATEGORY_COLOURS)]
+        label = _plain(f"{curve.name}, {curve.metric}")
+        x = [point.x for point in curve.points]
+        axes.errorbar(x, means, yerr=ends, marker="o", markersize=4, capsize=2.5, color=colour, label=label)
+    if log:
+        axes.set_xscale("log", base=2)
+    places = sorted({point.x for curve in shown for point in curve.points})
+    axes.set_xticks(places, [f"{x:,.0f}" for x in places])
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("%, 95 % interval")
+    _legend(figure, axes, columns=2)
     return _png(figure)
 
 

@@ -2,15 +2,20 @@
 
 `predict` writes it (our model, a base model with shots, GPT-4 alike), anything else may; `score` and `compare` read
 it. Stands between generation and scoring, so that everything after generation needs files only.
+
+A file is read whole (`read_predictions`), or as an index from id to place (`indexed_predictions`), which for a hundred
+thousand answers takes a tenth of the memory.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evaluation import jsonl
 from tasks.base import Completion, UserError
@@ -62,8 +67,16 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """How a set of predictions meets the references: counts for the report and `warnings` in words."""
+    """How predictions met the references: counts for the report and `warnings` in words.
 
+    Attributes:
+        scored: records that are scored.
+        missing: scored records without a prediction.
+        unknown: predictions that belong to no record of the references, scored or not.
+        truncated: scored predictions that were cut off by the token limit.
+    """
+
+    scored: int
     missing: int
     unknown: int
     truncated: int
@@ -82,9 +95,50 @@ def read_predictions(path: Path) -> Predictions:
         prediction = _prediction(row, where=f"{path}, line {number}")
         duplicates += prediction.id in by_id
         by_id[prediction.id] = prediction
+    return _counted(path, by_id, duplicates)
+
+
+@contextmanager
+def indexed_predictions(path: Path) -> Iterator[Predictions]:
+    """`read_predictions`, but every line is checked and then left in the file, to be read again when it is asked for.
+
+    The file must not change meanwhile. Quick when predictions are asked for in about the order of the file.
+    """
+    offsets: dict[str, int] = {}
+    duplicates = 0
+    for number, offset, row in jsonl.read_objects_at(path):
+        name = _prediction(row, where=f"{path}, line {number}").id
+        duplicates += name in offsets
+        offsets[name] = offset
+    with path.open("rb") as file:
+        yield _counted(path, _Indexed(path, file, offsets), duplicates)
+
+
+def _counted(path: Path, by_id: Mapping[str, Prediction], duplicates: int) -> Predictions:
     if duplicates:
         log.warning("%s: %d lines repeat an id; the last one counts", path, duplicates)
     return Predictions(name=str(path), by_id=by_id, duplicates=duplicates)
+
+
+class _Indexed(Mapping[str, Prediction]):
+    """Predictions by id, of which only the places in the file are in memory."""
+
+    def __init__(self, path: Path, file: IO[bytes], offsets: dict[str, int]) -> None:
+        self._path, self._file, self._offsets = path, file, offsets
+
+    def __getitem__(self, name: str) -> Prediction:
+        self._file.seek(self._offsets[name])
+        where = f"{self._path}, at the prediction of {name!r}"
+        return _prediction(jsonl.parse_object(self._file.readline(), where=where), where=where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._offsets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -94,38 +148,75 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
             file.write(prediction.as_line() + "\n")
 
 
-def match(predictions: Predictions, scored: Collection[str], known: Collection[str], task_version: str) -> Matched:
-    """Compare the ids and versions of predictions with those of the references.
+class Matching:
+    """Hands out the completions of one model record by record, and counts how they meet the references.
 
     Args:
         predictions: of one model.
-        scored: ids of the records that are scored (within `--limit`).
-        known: ids of all records of the references; beyond `scored` they are neither missing nor unknown.
         task_version: of the task that scores.
-
-    Raises:
-        UserError: no prediction belongs to any reference.
     """
-    by_id = predictions.by_id
-    unknown = [name for name in by_id if name not in known]
-    if len(unknown) == len(by_id):
-        raise _no_match(predictions, known)
-    missing = sum(name not in by_id for name in scored)
-    versions = [p.task_version for p in by_id.values() if p.task_version not in (None, task_version)]
-    warnings = []
-    if predictions.duplicates:
-        warnings.append(f"{predictions.duplicates} lines repeat an id; the last one counts")
-    if missing:
-        warnings.append(f"{missing} of {len(scored)} records have no prediction; they count as empty answers")
-    if unknown:
-        warnings.append(f"{len(unknown)} predictions have ids that are not in the references, e.g. {unknown[0]!r}")
-    if versions:
-        warnings.append(
-            f"{len(versions)} predictions were made for task version {', '.join(sorted({str(v) for v in versions}))}; "
-            f"they are scored by version {task_version}"
-        )
-    truncated = sum(by_id[name].as_completion().truncated for name in scored if name in by_id)
-    return Matched(missing=missing, unknown=len(unknown), truncated=truncated, warnings=tuple(warnings))
+
+    def __init__(self, predictions: Predictions, task_version: str) -> None:
+        self._predictions, self._version = predictions, task_version
+        self._known: set[str] = set()
+        self._scored = self._missing = self._found = self._truncated = 0
+        self._versions: Counter[str] = Counter()
+
+    def completion(self, record_id: str) -> Completion:
+        """The completion of a record that is scored; an empty one if there is no prediction."""
+        self._scored += 1
+        if not self.know(record_id):
+            self._missing += 1
+            return _EMPTY
+        prediction = self._predictions.by_id[record_id]
+        if prediction.task_version not in (None, self._version):
+            self._versions[str(prediction.task_version)] += 1
+        completion = prediction.as_completion()
+        self._truncated += completion.truncated
+        return completion
+
+    def know(self, record_id: str) -> bool:
+        """Count a record of the references, scored or not; returns whether it has a prediction.
+
+        Raises:
+            UserError: the id came before.
+        """
+        if record_id in self._known:
+            raise UserError(f"references hold the id {record_id!r} twice", "unique ids", "rename one row")
+        self._known.add(record_id)
+        found = record_id in self._predictions.by_id
+        self._found += found
+        return found
+
+    def result(self) -> Matched:
+        """Counts and warnings, once all records have been counted.
+
+        Raises:
+            UserError: there was no record, or no prediction belongs to any.
+        """
+        if not self._scored:
+            raise UserError("no references", "at least one record", "check --references and --split")
+        if not self._found:
+            raise _no_match(self._predictions, self._known)
+        unknown = len(self._predictions.by_id) - self._found
+        return Matched(self._scored, self._missing, unknown, self._truncated, tuple(self._warnings(unknown)))
+
+    def _warnings(self, unknown: int) -> Iterator[str]:
+        if self._predictions.duplicates:
+            yield f"{self._predictions.duplicates} lines repeat an id; the last one counts"
+        if self._missing:
+            yield f"{self._missing} of {self._scored} records have no prediction; they count as empty answers"
+        if unknown:
+            stranger = next(name for name in self._predictions.by_id if name not in self._known)
+            yield f"{unknown} predictions have ids that are not in the references, e.g. {stranger!r}"
+        if self._versions:
+            yield (
+                f"{self._versions.total()} predictions were made for task version {', '.join(sorted(self._versions))}; "
+                f"they are scored by version {self._version}"
+            )
+
+
+_EMPTY = Completion(text="")
 
 
 def _no_match(predictions: Predictions, known: Collection[str]) -> UserError:

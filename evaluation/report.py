@@ -1,31 +1,34 @@
 """A `Comparison` -> results.json, report.html, report.md and plots/*.png.
 
-The last step of compare. The HTML page is one file that needs no network and no script; the Markdown file says the
-same with links to the plots. Layout lives in report.html.j2, report.css and report.md.j2, sentences in `wording`,
-figures in results.json: the templates compute nothing.
+The last step of compare. The HTML page is one file that needs no network; its script (report.js, the item browser) is
+the only one its content security policy lets run. The Markdown file says the same with links to the plots. Layout
+lives in templates/, sentences in `wording` and `findings`, figures in results.json: the templates compute nothing.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation import jsonl, plots, wording
+from evaluation import browser, charts, findings, jsonl, markup, plots, wording
 from evaluation.comparison import Comparison, Model
 from evaluation.examples import marks
 from tasks.base import Metric, Published
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
-CLIP_CHARS = 1_500  # of a text in the list of worst examples; results.json has all of it
-
-# Letters a reader cannot see or that reorder the text around them: controls, lone surrogates, bidirectional overrides.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+# (lenient, strict, what the strict one asks for): the gap is what form costs an answer that is right in substance.
+STRICTNESS = (
+    ("attributes", "attributes_ordered", "the attributes in the order of precedence"),
+    ("flexible", "strict", "the final answer behind ####"),
+    ("lm_eval_flexible", "lm_eval_strict", "the final answer in the form of lm-evaluation-harness"),
+)
 
 
 class Category(NamedTuple):
@@ -37,6 +40,28 @@ class Category(NamedTuple):
     format_error: bool
 
 
+class Gap(NamedTuple):
+    """Two readings of the same answers."""
+
+    lenient: Metric
+    strict: Metric
+    asks: str
+
+
+class Outcome(NamedTuple):
+    """What became of one model's answers: right, wrong in proper form, not in proper form; shares of n."""
+
+    model: Model
+    right: int
+    wrong: int
+    malformed: int
+
+    @property
+    def right_of_well_formed(self) -> float | None:
+        well_formed = self.right + self.wrong
+        return self.right / well_formed if well_formed else None
+
+
 def write(comparison: Comparison, out: Path) -> dict[str, Any]:
     """Write the report into `out`; returns the content of results.json, which is written last."""
     results = comparison.as_json(wording.headline(comparison))
@@ -44,6 +69,8 @@ def write(comparison: Comparison, out: Path) -> dict[str, Any]:
     images = {
         "metrics": plots.metrics_png(comparison),
         "errors": plots.errors_png(comparison),
+        "few_shot": plots.curves_png(comparison, comparison.series.few_shot, "worked examples in the prompt"),
+        "learning": plots.curves_png(comparison, comparison.series.learning, "training rows", log=True),
         "loss": plots.loss_png(steps) if steps else None,
     }
     _write_plots(out / "plots", images)
@@ -65,9 +92,24 @@ def _write_plots(folder: Path, images: Mapping[str, bytes | None]) -> None:
 
 def render_html(comparison: Comparison, *, loss: bytes | None = None, dark_loss: bytes | None = None) -> str:
     """The page as one self-contained string; `loss` and `dark_loss` are PNGs of the loss curve."""
+    from markupsafe import Markup
+
     template = _environment(escape=True).get_template("report.html.j2")
-    images = {"loss": _data_uri(loss), "loss_dark": _data_uri(dark_loss)}
-    return template.render(_context(comparison), images=images)
+    script = files("evaluation").joinpath("templates", "report.js").read_text(encoding="utf-8")
+    return template.render(
+        _context(comparison),
+        images={"loss": _data_uri(loss), "loss_dark": _data_uri(dark_loss)},
+        few_shot_charts=charts.line_charts(
+            comparison.series.few_shot, comparison.task.metrics, axis="worked examples in the prompt", log=False
+        ),
+        learning_charts=charts.line_charts(
+            comparison.series.learning, comparison.task.metrics, axis="training rows, each step a doubling", log=True
+        ),
+        script=Markup(script),  # noqa: S704 - our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        judging=[metric.name for metric in browser.judging(comparison)] + [browser.NO_ERROR],
+        payload=markup.script_data(browser.payload(comparison, clean=markup.visible)),
+    )
 
 
 def render_markdown(comparison: Comparison, images: list[str]) -> str:
@@ -81,42 +123,61 @@ def _environment(*, escape: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("evaluation", package_path=""),
+        loader=PackageLoader("evaluation"),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+        finalize=_shown,
     )
-    environment.filters |= {"md": markdown_text, "fence": fence, "clip": clip, "soft": soft}
+    shown = {"md": markup.markdown_text, "fence": markup.fence, "clip": markup.clip, "soft": markup.soft}
+    environment.filters |= shown | {"usd": findings.usd, "seconds": findings.seconds}
     environment.globals |= {name: getattr(wording, name) for name in ("number", "interval", "gap", "p_value")}
     environment.globals |= {"marks": marks, "count": plots.count, "published": published_value}
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """Every text that a template prints, its unseen letters made visible, unless it is markup of our own."""
+    return markup.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     task = comparison.task
     headline = [metric for metric in task.metrics if metric.headline] or [comparison.metric]
     steps = plots.losses(comparison.loss_curve)
-    leading = {metric.name for metric in headline}
-    subject = comparison.subject.label
-    main = [p for p in comparison.pairs if p.metric in leading and subject in (p.a, p.b)]
+    main = [
+        pair
+        for metric in headline
+        for rival in findings.rivals(comparison)
+        if (pair := comparison.pair(metric.name, comparison.subject.label, rival.label)) is not None
+    ]
     return {
         "c": comparison,
         "columns": columns(comparison),
         "task": task,
         "title": comparison.title,
         "sentence": wording.headline(comparison),
+        "intervals_note": wording.INTERVALS,
         "warnings": wording.warnings(comparison),
         "limits": wording.limits(comparison),
+        "findings": findings.findings(comparison),
         "headline": headline,
+        "published_rows": published_rows(comparison, headline),
         "chart": sorted(plots.shares(task.metrics), key=lambda metric: not metric.headline),
         "categories": categories(comparison),
+        "outcomes": outcomes(comparison),
+        "gaps": gaps(comparison),
         "main_tests": [wording.paired_sentence(pair, comparison) for pair in main],
-        "other_tests": [wording.paired_sentence(pair, comparison) for pair in comparison.pairs if pair not in main],
-        "order_metrics": order_metrics(comparison),
+        "power_tests": [findings.power_sentence(pair, comparison) for pair in main],
         "format_metric": next((m for m in task.metrics if m.name == "format_violation"), None),
         "findable": next((m for m in task.metrics if m.name == "answer_findable"), None),
+        "few_shot": [findings.curve_sentence(line, "shots", comparison) for line in comparison.series.few_shot],
+        "learning": [findings.curve_sentence(line, "rows", comparison) for line in comparison.series.learning],
+        "spreads": [findings.spread_sentence(spread, comparison) for spread in comparison.series.seeds],
+        "prompts": findings.prompt_sentences(comparison),
+        "money": findings.economy_sentences(comparison),
+        "leak_sentence": findings.leak_sentence(comparison),
         "settings": settings(comparison),
         "loss_sentence": wording.loss_sentence(steps) if steps else "",
         "facts": flat({k: v for k, v in comparison.provenance.items() if k != "config"}),
@@ -138,12 +199,21 @@ def categories(comparison: Comparison) -> list[Category]:
     ]
 
 
-def order_metrics(comparison: Comparison) -> tuple[Metric, Metric] | None:
-    """(order-free, order-strict) for tasks that grade the order apart."""
-    names = comparison.task.metric_names
-    if not {"attributes", "attributes_ordered"} <= set(names):
-        return None
-    return comparison.task.metric("attributes"), comparison.task.metric("attributes_ordered")
+def outcomes(comparison: Comparison) -> list[Outcome]:
+    """Format violations apart from wrong answers, by error category."""
+    rows = []
+    for model in comparison.models:
+        malformed = sum(count for name, count in model.scores.errors.items() if name in comparison.task.format_errors)
+        right = plots.count(model, None)
+        rows.append(Outcome(model, right, model.scores.n - right - malformed, malformed))
+    return rows
+
+
+def gaps(comparison: Comparison) -> list[Gap]:
+    """The lenient and the strict metric, for tasks that grade the form apart."""
+    task = comparison.task
+    known = [row for row in STRICTNESS if {row[0], row[1]} <= set(task.metric_names)]
+    return [Gap(task.metric(lenient), task.metric(strict), asks) for lenient, strict, asks in known]
 
 
 def settings(comparison: Comparison) -> dict[str, list[str]]:
@@ -162,6 +232,15 @@ def _tokens(comparison: Comparison) -> dict[str, list[str]]:
             f"{tokens.answers:,} of {n:,}" if tokens and tokens.answers < n else "" for tokens, n in counts
         ],
     }
+
+
+def published_rows(comparison: Comparison, metrics: list[Metric]) -> list[tuple[str, str, list[Published | None]]]:
+    """(model, setting, one figure per metric) of what others printed, as far as it has one of `metrics`."""
+    found: dict[tuple[str, str], dict[str, Published]] = {}
+    for row in comparison.task.published:
+        if row.metric in {metric.name for metric in metrics}:
+            found.setdefault((row.model, row.setting), {})[row.metric] = row
+    return [(model, setting, [by.get(m.name) for m in metrics]) for (model, setting), by in found.items()]
 
 
 def published_value(row: Published, comparison: Comparison) -> str:
@@ -196,37 +275,6 @@ def config_text(config: Any) -> str:
     import yaml
 
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).strip() if config else ""
-
-
-def visible(text: str) -> str:
-    """The text with unseen letters written out as escapes, so that nothing hides in a report or reorders it."""
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
-def clip(text: str) -> str:
-    """The first CLIP_CHARS characters, saying how many were cut."""
-    return text if len(text) <= CLIP_CHARS else f"{text[:CLIP_CHARS]} ... ({len(text) - CLIP_CHARS:,} more characters)"
-
-
-def soft(name: str) -> Markup:
-    """A name that may be broken after its underscores, escaped for HTML."""
-    from markupsafe import Markup, escape
-
-    return Markup("_<wbr>").join(escape(part) for part in visible(name).split("_"))
-
-
-def markdown_text(text: object) -> str:
-    """Text for a line or table cell of Markdown: one line, nothing in it taken for markup."""
-    line = " ".join(str(text).split()).replace("&", "&amp;")
-    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
-
-
-def fence(text: str) -> str:
-    """A fenced block that the text cannot close."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    ticks = "`" * max(3, longest + 1)
-    return f"{ticks}text\n{text}\n{ticks}"
 
 
 def _data_uri(png: bytes | None) -> str | None:

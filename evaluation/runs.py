@@ -4,18 +4,19 @@ The front of `fulltune compare`: finds the predictions in run folders, reads bes
 on task, split and source, loads the references and calls `compare`.
 
     <run>/config.yaml  provenance.json  metrics.jsonl  predictions/<label>.jsonl  predictions/<label>.meta.json
+          leaks.json (optional: record id -> why it may have been seen in training)
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation import jsonl
-from evaluation.compare import compare
+from evaluation import jsonl, training
+from evaluation.compare import Readers, compare, no_readers, role_of
 from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
 from tasks import sources
@@ -33,6 +34,7 @@ class Inputs:
         task, split, source: as the folders say; None where they do not.
         loss_curve: logged steps of the last run folder that has any.
         provenance: of every run folder, by its name when there are several.
+        leaks: of all run folders that have a leaks.json.
     """
 
     entries: tuple[Entry, ...]
@@ -41,6 +43,7 @@ class Inputs:
     source: str | None = None
     loss_curve: tuple[Mapping[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    leaks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,16 @@ def compare_paths(
     source: str | None = None,
     limit: int | None = None,
     title: str | None = None,
+    leaks: Path | None = None,
+    usd_per_worker_hour: float | None = None,
     processes: int | None = None,
+    readers: Callable[[Task], Readers] = lambda task: no_readers,
 ) -> dict[str, Any]:
     """`fulltune compare`: resolve the paths, load the references, compare; returns the content of results.json.
 
-    What is not given is taken from the folders; without a split there either it is "test".
+    What is not given is taken from the folders; without a split there either it is "test". `leaks` is a JSON object
+    of record ids with reasons, `usd_per_worker_hour` the price of a worker of training and prediction, `readers` gives
+    the judge and the extractor once the task is known.
 
     Raises:
         UserError: a path that holds no predictions, rows of different tasks or splits, or no task or source anywhere.
@@ -90,8 +98,11 @@ def compare_paths(
         source=origin,
         split=part,
         limit=limit,
+        leaks={**inputs.leaks, **(read_leaks(leaks) if leaks else {})},
+        usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
+        readers=readers(plugin),
     )
 
 
@@ -136,6 +147,7 @@ def resolve(
         entries=_unique(found),
         loss_curve=tuple(curves[-1]) if curves else (),
         provenance=_provenance(runs),
+        leaks={name: why for run in runs for name, why in read_leaks(run / "leaks.json", required=False).items()},
         **shared,
     )
 
@@ -169,8 +181,22 @@ def _rows(path: Path) -> list[_Found]:
             wanted="a run folder (with predictions/*.jsonl), a predictions file, or a folder with scores.jsonl",
             fix="run `fulltune predict` or `fulltune score --out` first, or check the path",
         )
-    defaults = _config_facts(path) if _is_run(path) else {}
-    return [_row(file, group=path.resolve().name, defaults=defaults) for file in files]
+    if not _is_run(path):
+        return [_row(file, group=path.resolve().name, defaults={}) for file in files]
+    defaults = _config_facts(path)
+    return [_with_training(_row(file, group=path.resolve().name, defaults=defaults), path) for file in files]
+
+
+def _with_training(row: _Found, run: Path) -> _Found:
+    """The row with what its run says: workers that answered, and for tuned rows what made the model."""
+    config = read_config(run)
+    known: dict[str, Any] = {}
+    if role_of(row.entry) == "tuned":
+        known |= training.facts(config, read_steps(run), _read_provenance(run))
+    ray = config.get("ray")
+    if isinstance(ray, Mapping) and "num_workers" in ray:
+        known["workers"] = ray["num_workers"]
+    return replace(row, entry=replace(row.entry, details=known | dict(row.entry.details)))
 
 
 def _row(file: Path, *, group: str, defaults: Mapping[str, Any]) -> _Found:
@@ -225,9 +251,28 @@ def _provenance(runs: Sequence[Path]) -> Mapping[str, Any]:
     return next(iter(facts.values())) if len(facts) == 1 else facts
 
 
-def _run_provenance(run: Path) -> dict[str, Any]:
+def read_leaks(path: Path, *, required: bool = True) -> dict[str, str]:
+    """Record id -> reason of a leaks.json; empty for a file that may be missing and is."""
+    if not required and not path.is_file():
+        return {}
+    found = jsonl.read_object(path)
+    for name, why in found.items():
+        if not isinstance(why, str):
+            raise UserError(
+                got=f"{path}: {name!r} has {why!r}"[:200],
+                wanted='{"record id": "why it leaks", ...}',
+                fix="write one text per record",
+            )
+    return found
+
+
+def _read_provenance(run: Path) -> dict[str, Any]:
     path = run / "provenance.json"
-    facts = jsonl.read_object(path) if path.is_file() else {}
+    return jsonl.read_object(path) if path.is_file() else {}
+
+
+def _run_provenance(run: Path) -> dict[str, Any]:
+    facts = _read_provenance(run)
     config = read_config(run)
     return {**facts, "config": config} if config else facts
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from evaluation import jsonl
 from evaluation.intervals import Estimate, estimate
-from evaluation.pool import ItemScore, TaskSpec, score_pairs
-from evaluation.predictions import Predictions, match, read_predictions
-from tasks.base import Completion, Record, Task, UserError
+from evaluation.pool import ItemScore, Pair, TaskSpec, score_pairs
+from evaluation.predictions import Matching, Predictions, indexed_predictions
+from tasks.base import Record, Task, UserError
 
 log = logging.getLogger(__name__)
 
-_EMPTY = Completion(text="")
+READINGS = "readings.jsonl"  # what a judge or an extractor replied; none may stay of an earlier scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Scores:
         missing, duplicates, unknown, truncated: counts of predictions (missing ones count as empty answers).
         warnings: what a reader of the figures must know, in words.
         items: one score per record, in the order of the references.
+        assisted: metric -> how a judge or an extractor came to it: model, version, failures, calls, cost.
+        readings: metric -> per item what the judge or extractor replied.
     """
 
     task: str
@@ -52,9 +55,12 @@ class Scores:
     truncated: int = 0
     warnings: tuple[str, ...] = ()
     items: tuple[ItemScore, ...] = ()
+    assisted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    readings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """metrics.json."""
+        """metrics.json; `assisted` only where a judge or an extractor has run."""
+        assisted = {"assisted": {name: dict(facts) for name, facts in self.assisted.items()}} if self.assisted else {}
         return {
             "task": self.task,
             "task_version": self.task_version,
@@ -63,6 +69,7 @@ class Scores:
             "missing": self.missing,
             "duplicates": self.duplicates,
             "errors": dict(self.errors),
+            **assisted,
         }
 
 
@@ -90,19 +97,84 @@ def score(
     Raises:
         UserError: no records, an id twice in the references, or no prediction that belongs to them.
     """
-    scored, known = _split(records, limit)
-    matched = match(predictions, [record.id for record in scored], known, task.version)
+    matching = Matching(predictions, task.version)
+    items = tuple(score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec))
+    scores = _scores(task, predictions, matching, summarise(task, items), count_errors(task, items), items)
+    if out is not None:
+        write_scores(out, scores)
+    return scores
+
+
+def score_file(
+    task: Task,
+    records: Iterable[Record],
+    path: Path,
+    *,
+    limit: int | None = None,
+    processes: int | None = None,
+    spec: TaskSpec | None = None,
+    out: Path | None = None,
+) -> Scores:
+    """`score` for a predictions.jsonl of any length: what is in memory are ids and figures.
+
+    Completions stay in the file until their record comes, scores are written as they come, and `Scores.items` is empty.
+    """
+    errors: Counter[str] = Counter()
+    with indexed_predictions(path) as predictions, _item_writer(out) as write:
+        matching = Matching(predictions, task.version)
+
+        def passing() -> Iterator[ItemScore]:
+            for item in score_pairs(task, _pairs(records, matching, limit), processes=processes, spec=spec):
+                write(item)
+                errors.update([item.error] if item.error is not None else ())
+                yield item
+
+        metrics = summarise(task, passing())
+        scores = _scores(task, predictions, matching, metrics, _in_order(task, errors), ())
+    if out is not None:
+        (out / READINGS).unlink(missing_ok=True)
+        jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
+    return scores
+
+
+@contextmanager
+def _item_writer(out: Path | None) -> Iterator[Callable[[ItemScore], object]]:
+    """A function that writes one line of scores.jsonl; the file appears when the block ends well."""
+    if out is None:
+        yield lambda item: None
+        return
+    with jsonl.atomic(out / "scores.jsonl") as file:
+        yield lambda item: file.write(jsonl.dump(item.as_json()) + "\n")
+
+
+def _pairs(records: Iterable[Record], matching: Matching, limit: int | None) -> Iterator[Pair]:
+    """The records to score with their completions; those beyond the limit are counted and not scored."""
+    if limit is not None and limit < 1:
+        raise UserError(got=f"limit {limit}", wanted="a whole number above 0", fix="leave it out to score all records")
+    rows = iter(records)
+    for record in islice(rows, limit):
+        yield record, matching.completion(record.id)
+    for record in rows:
+        matching.know(record.id)
+
+
+def _scores(
+    task: Task,
+    predictions: Predictions,
+    matching: Matching,
+    metrics: Mapping[str, Estimate],
+    errors: Mapping[str, int],
+    items: tuple[ItemScore, ...],
+) -> Scores:
+    matched = matching.result()
     for warning in matched.warnings:
         log.warning("%s: %s", predictions.name, warning)
-    by_id = predictions.by_id
-    pairs = ((record, by_id[record.id].as_completion() if record.id in by_id else _EMPTY) for record in scored)
-    items = tuple(score_pairs(task, pairs, processes=processes, spec=spec))
-    scores = Scores(
+    return Scores(
         task=task.name,
         task_version=task.version,
-        n=len(items),
-        metrics=summarise(task, items),
-        errors=count_errors(task, items),
+        n=matched.scored,
+        metrics=metrics,
+        errors=errors,
         missing=matched.missing,
         duplicates=predictions.duplicates,
         unknown=matched.unknown,
@@ -110,30 +182,6 @@ def score(
         warnings=matched.warnings,
         items=items,
     )
-    if out is not None:
-        write_scores(out, scores)
-    return scores
-
-
-def score_file(task: Task, records: Iterable[Record], path: Path, **options: Any) -> Scores:
-    """`score` for a predictions.jsonl; `options` as there."""
-    return score(task, records, read_predictions(path), **options)
-
-
-def _split(records: Iterable[Record], limit: int | None) -> tuple[list[Record], set[str]]:
-    """The records to score and the ids of all."""
-    if limit is not None and limit < 1:
-        raise UserError(got=f"limit {limit}", wanted="a whole number above 0", fix="leave it out to score all records")
-    rows = iter(records)
-    scored = list(islice(rows, limit))
-    known: set[str] = set()
-    for identity in (record.id for group in (scored, rows) for record in group):
-        if identity in known:
-            raise UserError(got=f"references hold the id {identity!r} twice", wanted="unique ids", fix="rename one row")
-        known.add(identity)
-    if not scored:
-        raise UserError(got="no references", wanted="at least one record", fix="check --references and --split")
-    return scored, known
 
 
 def summarise(task: Task, items: Iterable[ItemScore]) -> dict[str, Estimate]:
@@ -149,16 +197,24 @@ def summarise(task: Task, items: Iterable[ItemScore]) -> dict[str, Estimate]:
 
 def count_errors(task: Task, items: Iterable[ItemScore]) -> dict[str, int]:
     """Items per error category, in the task's order; categories that did not occur are left out."""
-    counts = Counter(item.error for item in items if item.error is not None)
+    return _in_order(task, Counter(item.error for item in items if item.error is not None))
+
+
+def _in_order(task: Task, counts: Mapping[str, int]) -> dict[str, int]:
     order = {name: place for place, name in enumerate(task.errors)}
     return {name: counts[name] for name in sorted(counts, key=lambda name: (order.get(name, len(order)), name))}
 
 
 def write_scores(out: Path, scores: Scores) -> None:
-    """Write scores.jsonl, then metrics.json: whoever finds the second finds the first whole."""
+    """Write scores.jsonl, readings.jsonl if there are any, then metrics.json: whoever finds that finds them whole."""
     with jsonl.atomic(out / "scores.jsonl") as file:
         for item in scores.items:
             file.write(jsonl.dump(item.as_json()) + "\n")
+    (out / READINGS).unlink(missing_ok=True)
+    if scores.readings:
+        with jsonl.atomic(out / READINGS) as file:
+            for name, readings in scores.readings.items():
+                file.writelines(jsonl.dump({"metric": name, **reading}) + "\n" for reading in readings)
     jsonl.write_text(out / "metrics.json", jsonl.dump(scores.as_json(), indent=2) + "\n")
 
 

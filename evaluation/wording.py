@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation.comparison import Comparison, Model, Pair, best
-from evaluation.intervals import Estimate
+from evaluation.intervals import BCA_UP_TO, Estimate
 from evaluation.paired import differs
 from tasks.base import Metric
 
 MINUS = "\u2212"
+INTERVALS = (
+    "Intervals are 95 %: Wilson's for shares of 0/1 items, a bootstrap of the mean with a fixed seed for others (BCa, "
+    f"above {BCA_UP_TO:,} items percentile)."
+)
 SMALL = 100  # records below which the report warns that the set is small
 
 
@@ -56,7 +60,7 @@ def headline(comparison: Comparison) -> str:
     subject, metric = comparison.subject, comparison.metric
     estimate = subject.scores.metrics[metric.name]
     start = f"On {comparison.task.name}, {subject.label} scores {number(estimate.mean, metric)} for {metric.name}"
-    over = f"over {_counted(estimate.n, 'record')}"
+    over = f"over {counted(estimate.n, 'record')}"
     others = [model for model in comparison.models if model is not subject]
     if comparison.base is None:
         return f"{start} (95 % interval {interval(estimate, metric)}) {over}; there is no other model to compare with."
@@ -113,7 +117,7 @@ def paired_sentence(pair: Pair, comparison: Comparison) -> str:
     corrected = f", Holm-corrected over {pair.comparisons} pairs" if pair.comparisons > 1 else ""
     verdict = "more than chance explains" if differs(pair.p_holm) else "chance could explain it"
     return (
-        f"{metric.name}: of {_counted(result.n, 'record')}, {a} scores higher on {only_a} and {b} on {only_b}, "
+        f"{metric.name}: of {counted(result.n, 'record')}, {a} scores higher on {only_a} and {b} on {only_b}, "
         f"{result.n - only_a - only_b} tie. {a} minus {b} is {gap(sign * result.difference, metric)} {span}; "
         f"{verdict} ({test}, {p_value(pair.p_holm)}{corrected})."
     )
@@ -122,10 +126,11 @@ def paired_sentence(pair: Pair, comparison: Comparison) -> str:
 def limits(comparison: Comparison) -> list[str]:
     """What these figures cannot say, most important first."""
     found = [*_about_records(comparison), *_about_answers(comparison)]
-    found.append(
-        "The intervals and tests cover the choice of test records only. One training run has one seed; another seed "
-        "gives other figures."
-    )
+    if not comparison.series.seeds:
+        found.append(
+            "The intervals and tests cover the choice of test records only. One training run has one seed; another "
+            "seed gives other figures."
+        )
     if any(pair.comparisons > 1 for pair in comparison.pairs):
         found.append(
             "P-values are corrected (Holm) over the pairs of models within each metric, not over the metrics, which "
@@ -146,7 +151,7 @@ def _about_records(comparison: Comparison) -> list[str]:
         width = gap((estimate.high - estimate.low) / 2, comparison.metric).lstrip("+")
         small = ", which is a small set" if comparison.n < SMALL else ""
         found.append(
-            f"{_counted(comparison.n, 'record')} {'was' if comparison.n == 1 else 'were'} scored{small}: the headline "
+            f"{counted(comparison.n, 'record')} {plural(comparison.n, 'was', 'were')} scored{small}: the headline "
             f"figure is known to about \u00b1 {width}."
         )
     if comparison.limit:
@@ -166,7 +171,7 @@ def _about_answers(comparison: Comparison) -> list[str]:
             found.append(f"{model.label}: {model.scores.missing} records have no answer and count as wrong.")
         if model.scores.truncated:
             found.append(
-                f"{model.label}: {_counted(model.scores.truncated, 'answer')} hit the token limit and may be wrong for "
+                f"{model.label}: {counted(model.scores.truncated, 'answer')} hit the token limit and may be wrong for "
                 "that reason alone."
             )
     prompts = {(str(model.details.get("prompt")), str(model.details.get("shots"))) for model in comparison.models}
@@ -187,10 +192,16 @@ def loss_sentence(steps: Sequence[tuple[float, float]]) -> str:
     (first, start), (last, end) = steps[0], steps[-1]
     lowest_step, lowest = min(steps, key=lambda pair: pair[1])
     return (
-        f"Training loss over {_counted(len(steps), 'logged step')}: {start:.3f} at step {first:g}, {end:.3f} at step "
+        f"Training loss over {counted(len(steps), 'logged step')}: {start:.3f} at step {first:g}, {end:.3f} at step "
         f"{last:g}, lowest {lowest:.3f} at step {lowest_step:g}."
     )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str) -> str:
+    """ "1 record", "1,234 records"."""
+    return f"{count:,} {noun}{plural(count, '', 's')}"
+
+
+def plural(count: int, one: str, many: str) -> str:
+    """`one` for a count of 1, else `many`."""
+    return one if count == 1 else many

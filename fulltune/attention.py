@@ -7,7 +7,6 @@ segment. The boundaries arrive as `cu_seq_lens_q`, the argument that FlashAttent
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,16 +48,12 @@ def segment_attention(
             f"segments of {longest} tokens; train this architecture on CUDA with FlashAttention"
         )
     grouped = query.shape[1] != key.shape[1]
+    lengths = cu_seq_lens_q.diff().tolist()
+    # split, not slices: its backward joins the pieces once, a slice's fills a whole row with zeros per segment
+    segments = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     parts = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],  # (1, heads, t, d)
-            key[:, :, start:end],
-            value[:, :, start:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for start, end in pairwise(cu_seq_lens_q.tolist())
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)  # (1, heads, t, d)
+        for q, k, v in segments
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None  # (1, T, heads, d)
 

@@ -45,7 +45,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The share of one worker in an optimizer step, with the totals over all workers."""
+    """The share of one worker in an optimizer step, with the totals over all workers.
+
+    `padded_tokens` are those of dummies; `squared_lengths` sums up the squares of the examples' lengths.
+    """
 
     number: int
     epoch: float
@@ -53,6 +56,8 @@ class Step:
     example_indices: Sequence[int]
     tokens: int
     supervised_tokens: int
+    padded_tokens: int = 0
+    squared_lengths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +85,18 @@ class StepPlanner:
         order = _epoch_order(len(self.table), self.train.seed, epoch)
         size = self.train.global_batch_size
         chosen = order[place * size : (place + 1) * size]
+        lengths = self.table.lengths[chosen].astype(np.int64)
         shares = pack(self.table.lengths, chosen, self._capacity, self.num_workers)
+        dummies = sum(not indices for share in shares for indices in share)
         return Step(
             number=number,
             epoch=number / self.steps_per_epoch,
             micro_batches=shares[self.rank],
             example_indices=[int(i) for i in chosen],
-            tokens=int(self.table.lengths[chosen].sum()),
+            tokens=int(lengths.sum()),
             supervised_tokens=int(self.table.supervised[chosen].sum()),
+            padded_tokens=dummies * int(self.table.lengths.min()),
+            squared_lengths=int((lengths**2).sum()),
         )
 
     def load(self, indices: Sequence[int]) -> MicroBatch:

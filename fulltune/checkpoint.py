@@ -17,13 +17,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.base import UserError
 
+FOLDER = "checkpoints"  # in the run folder
 POINTER = "pointer.json"
 MANIFEST = "manifest.json"
 
@@ -61,7 +62,14 @@ def name(step: int) -> str:
 
 
 def save(
-    root: Path, step: int, write: Callable[[Path], None], *, meta: Mapping[str, Any], peers: Peers, keep_last: int
+    root: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    meta: Mapping[str, Any],
+    peers: Peers,
+    keep_last: int,
+    protect: Callable[[], Collection[int]] = tuple,
 ) -> Path:
     """Writes and publishes the checkpoint of `step`; every worker calls it.
 
@@ -69,6 +77,7 @@ def save(
         write: writes this worker's files below the folder it is given.
         meta: stored in the manifest. `meta["valid_loss"]`, if there, decides which checkpoint is the best.
         keep_last: how many of the newest stay; the best one stays as well if `meta` has a validation loss.
+        protect: steps that stay whatever their age, asked after publishing.
     """
     stage, final = root / f".stage-{name(step)}", root / name(step)
     if peers.rank == 0:
@@ -84,7 +93,7 @@ def save(
         files = {path: entry for part in parts for path, entry in part.items()}
         _publish(stage, final, {"step": step, "workers": peers.size, "meta": dict(meta), "files": files})
         _point(root, step, meta.get("valid_loss"))
-        _prune(root, keep_last)
+        prune(root, keep_last, protect())
     peers.barrier()
     return final
 
@@ -244,13 +253,18 @@ def _point(root: Path, step: int, valid_loss: float | None) -> None:
     _sync_folder(root)
 
 
-def _prune(root: Path, keep_last: int) -> None:
+def prune(root: Path, keep_last: int, protect: Collection[int] = ()) -> None:
+    """Removes all but the newest `keep_last`, the best, and the protected ones; and those of a future that was undone.
+
+    One process at a time calls it.
+    """
     steps = published(root)
     newest = _pointer(root)["step"]
     stale = [step for step in steps if step > newest]  # of a future that was undone
     kept = [step for step in steps if step <= newest][-keep_last:]
+    kept += [*protect, _pointer(root).get("best", newest)]
     for step in steps:
-        if step in stale or (step not in kept and step != _pointer(root).get("best")):
+        if step in stale or step not in kept:
             shutil.rmtree(root / name(step), ignore_errors=True)
 
 

@@ -150,10 +150,26 @@ class CheckpointConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """Loss over the supervised tokens of the validation split, at chosen steps."""
+    """Loss over the supervised tokens of the validation split and, with `metric`, the task's own score of answers."""
 
     every_steps: int | None = Field(None, ge=1)
     limit: int | None = Field(200, ge=1, description="first rows of the validation split")
+    metric: str | None = Field(
+        None, description="a metric of the task: answers are generated and scored beside training; picks the best"
+    )
+    patience: int | None = Field(None, ge=1, description="end after so many validations without a better metric")
+    cpus: float = Field(1.0, ge=0, description="what the validation beside training may take; 0 shares the workers'")
+    gpus: float = Field(0.0, ge=0)
+    batch_tokens: int = Field(16384, ge=8, description="tokens of one generation batch")
+    timeout_s: int = Field(3600, ge=1, description="a validation that takes longer is given up; the run goes on")
+
+    @model_validator(mode="after")
+    def _metric_has_steps(self) -> ValidationConfig:
+        if self.metric is not None and self.every_steps is None:
+            raise ValueError("validation.metric needs validation.every_steps")
+        if self.patience is not None and self.metric is None:
+            raise ValueError("validation.patience needs validation.metric")
+        return self
 
 
 class TrackingConfig(_Section):

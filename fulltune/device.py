@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from fulltune.setup import extensions_dir
@@ -63,6 +64,40 @@ def adamw_flavour(*, use_gpu: bool) -> dict[str, Any]:
     """Arguments of torch.optim.AdamW: the fused kernel exists on both devices and makes one pass over the state."""
     del use_gpu
     return {"fused": True}
+
+
+def synchronize(target: torch.device) -> None:
+    """Waits until the device has done what it was given; a CPU has when a call returns."""
+    if target.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(target)
+
+
+class Stopwatch:
+    """Times stretches of work on a device: CUDA runs behind Python, so every reading waits for it."""
+
+    def __init__(self, target: torch.device) -> None:
+        self._target = target
+        self._last = self._now()
+
+    def lap(self) -> float:
+        """Seconds since the last reading, or since the start."""
+        last, self._last = self._last, self._now()
+        return self._last - last
+
+    def _now(self) -> float:
+        synchronize(self._target)
+        return time.perf_counter()
+
+
+def gpu_name(target: torch.device) -> str | None:
+    """What CUDA calls the device, for example "NVIDIA A100-SXM4-80GB"; None for a CPU."""
+    if target.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(target)
 
 
 def describe() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class Stops:
     strings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Generator:
     """A loaded model with its tokenizer; prompts are natural language or the task's structured format."""
 
@@ -70,7 +71,7 @@ class Generator:
         ids = tok.encode_prompt(self.tokenizer, self.task, record)
         return Prompt(record.id, [*before, *ids[len(tok.bos_ids(self.tokenizer)) :]] if before else ids)
 
-    @property
+    @cached_property  # asked for every row of every batch, and a vocabulary is large
     def stops(self) -> Stops:
         """The task's stop token where the vocabulary has it, and every EOS; strings for natural prompts."""
         own = self.model.generation_config.eos_token_id
@@ -79,6 +80,18 @@ class Generator:
             ids.add(tok.stop_id(self.tokenizer, self.task))
         strings = self.task.baseline_stop if self.prompt_style == "natural" else tuple(filter(None, [self.task.stop]))
         return Stops(tuple(sorted(ids)), strings)
+
+    def log_likelihood(self, record: Record, answer: str) -> float:
+        """Mean log-probability per token of `answer` after the natural prompt without shots; -inf for no answer."""
+        prompt = self.prompt(record, ()).ids
+        answer_ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        if not answer_ids:
+            return float("-inf")
+        ids = torch.tensor([[*prompt, *answer_ids]], device=self.model.device)  # (1, T)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, logits_to_keep=len(answer_ids) + 1).logits[0, :-1]  # (A, vocabulary)
+        chosen = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None])  # (A, 1)
+        return float(chosen.mean())
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
         """Greedy answers of one batch, in the order of the prompts.

@@ -8,20 +8,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fulltune.meter import Meter
 from fulltune.train import StepDone, Validated
+from fulltune.validation import Outcome
 
 FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to the log of a run; lines after `keep_to` (steps that will be taken again) are dropped first."""
+    """Appends to the log of a run; lines after `keep_to` (steps that will be taken again) are dropped first.
 
-    def __init__(self, run: Path, *, keep_to: int, every: int = 1) -> None:
-        self._every = every
+    Create it when the first step is about to start: what is still to go is estimated from the time since then.
+
+    Args:
+        began: `time.perf_counter()` of the moment from which this attempt's devices are paid for.
+    """
+
+    def __init__(self, run: Path, *, meter: Meter, keep_to: int, began: float, every: int = 1) -> None:
+        self._every, self._meter, self._keep_to = every, meter, keep_to
+        self._spent_before = max((line.get("hours") or 0.0 for line in read(run)), default=0.0)
+        self._began, self._first_step_at = began, time.perf_counter()
         self._path = run / FILE
         self.attempt = next_attempt(run)
         kept = [line for line in read(run) if line["step"] <= keep_to]
@@ -34,16 +45,41 @@ class MetricsLog:
         """One optimizer step, if it is one of those that are logged."""
         if event.step % self._every:
             return
-        line = dataclasses.asdict(event)
-        seconds = line.pop("seconds")
-        self._write(line | {"tokens_per_s": round(event.tokens / seconds, 1), "mfu": None, "attempt": self.attempt})
+        line = dataclasses.asdict(event) | self._meter.rates(event) | self._spending(event.step)
+        self._write(line | {"attempt": self.attempt})
+
+    def _spending(self, step: int) -> dict[str, float | None]:
+        now = time.perf_counter()
+        hours = self._spent_before + (now - self._began) / 3600
+        per_step = (now - self._first_step_at) / (step - self._keep_to)
+        return {"hours": round(hours, 6)} | self._meter.bill(step=step, spent_hours=hours, seconds_per_step=per_step)
 
     def validated(self, event: Validated) -> None:
         """A validation loss; the line has `valid_loss` and no `loss`."""
         self._write({"step": event.step, "valid_loss": event.loss, "attempt": self.attempt})
 
+    def outcome(self, outcome: Outcome) -> None:
+        """A validation by the task's metric; it comes some steps after the step that it is about."""
+        self._write(outcome_line(outcome) | {"attempt": self.attempt})
+
     def _write(self, line: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(line) + "\n")
+        self._handle.write(json.dumps(line | {"time": round(time.time(), 3)}) + "\n")
+
+
+def outcome_line(outcome: Outcome) -> dict[str, Any]:
+    """`{"step", "validation": {metric: mean}}`, or why there are no metrics."""
+    told: dict[str, Any] = outcome.metrics if outcome.status == "done" else {outcome.status: outcome.why}
+    times = {"validation_started": outcome.started, "validation_ended": outcome.ended}
+    return {"step": outcome.step, "validation": told, "validation_rows": outcome.n} | times
+
+
+def add_outcomes(run: Path, outcomes: Iterable[Outcome]) -> None:
+    """Appends the outcomes that came in after the workers had ended."""
+    known = {line["step"] for line in read(run) if "validation" in line}
+    with (run / FILE).open("a", encoding="utf-8") as handle:
+        for outcome in outcomes:
+            if outcome.step not in known:
+                handle.write(json.dumps(outcome_line(outcome)) + "\n")
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:

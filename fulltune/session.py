@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, device, export
+import tasks
+from fulltune import checkpoint, comm, device, export, meter, validation
 from fulltune.batches import StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
@@ -43,7 +45,7 @@ class Inputs:
 
     @property
     def checkpoints(self) -> Path:
-        return self.run / "checkpoints"
+        return self.run / checkpoint.FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def run(
         say: prints a line for the user; called on worker 0 only.
         stream: this worker's share of the training data where `data.loader` is streaming.
     """
+    began = time.perf_counter()
     seed_everything(config.train.seed)
     engine = build(config, inputs.model, num_workers=workers.size)
     tell = say if workers.rank == 0 else _silent
@@ -77,6 +80,7 @@ def run(
     step = _resume(engine, inputs, workers, identity, tell)
     if step and isinstance(loader, StreamPlanner):
         loader.restore(inputs.checkpoints / checkpoint.name(step))
+    watch = _watch(config, inputs, workers, keep_to=step)
     events = fit(
         engine,
         loader.step,
@@ -86,15 +90,21 @@ def run(
             total_steps=loader.total_steps,
             save_every=config.checkpoint.every_steps,
             validate_every=config.validation.every_steps,
+            save_when_validating=config.validation.metric is not None,
         ),
         workers=workers,
         validate=_validation(engine, inputs, config, workers),
-        stop_requested=(inputs.run / STOP_FILE).exists,
+        stop_requested=lambda: (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted()),
         first_step=step + 1,
     )
-    log = MetricsLog(inputs.run, keep_to=step, every=config.tracking.log_every_steps) if workers.rank == 0 else None
-    save = partial(_save, engine, inputs, workers, config, identity, loader)
-    last, finished = _consume(events, log, save, step)
+    log = _log(config, inputs, workers, engine, step, loader.total_steps, began) if workers.rank == 0 else None
+    save = partial(_save, engine, inputs, workers, config, identity, loader, watch)
+    last, finished = _consume(events, log, save, step, watch)
+    if not finished and any(workers.gather(watch is not None and watch.exhausted())):
+        finished = True
+        if workers.rank == 0:
+            validation.write_early_stop(inputs.run, last)
+            tell(f"ended after step {last}: {config.validation.metric} got no better")
     if not finished:
         tell(f"stopped on request after step {last}; run the same command to go on")
     return Result(step=last, total_steps=loader.total_steps, finished=finished)
@@ -114,8 +124,33 @@ def _loader(
     return StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
 
 
+def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to: int) -> validation.Watch | None:
+    """Worker 0's eye on the validations beside training, without those of steps that will be taken again."""
+    if workers.rank != 0 or config.validation.metric is None:
+        return None
+    validation.forget_after(inputs.run, keep_to)
+    return validation.Watch(inputs.run, config.validation, tasks.get(config.task, **config.task_options))
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
+) -> MetricsLog:
+    figures = meter.for_run(
+        inputs.model,
+        gpu_name=device.gpu_name(engine.device),
+        dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
+        workers=workers.size,
+        total_steps=total_steps,
+    )
+    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
+
+
 def _consume(
-    events: Iterator[Event], log: MetricsLog | None, save: Callable[[int, float | None], None], step: int
+    events: Iterator[Event],
+    log: MetricsLog | None,
+    save: Callable[[int, float | None], None],
+    step: int,
+    watch: validation.Watch | None,
 ) -> tuple[int, bool]:
     """Logs and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
@@ -126,6 +161,8 @@ def _consume(
                 step, valid_loss = event.step, None
                 if log is not None:
                     log.step(event)
+                    for outcome in watch.news() if watch is not None else ():
+                        log.outcome(outcome)
             case Validated():
                 valid_loss = event.loss
                 if log is not None:
@@ -218,10 +255,14 @@ def _save(
     config: RunConfig,
     identity: Mapping[str, Any],
     loader: StepPlanner | StreamPlanner,
+    watch: validation.Watch | None,
     step: int,
     valid_loss: float | None,
 ) -> None:
-    """Every worker writes its shard and its random state; a validation loss of this step decides on the best one."""
+    """Every worker writes its shard and its random state; a validation loss of this step decides on the best one,
+
+    unless a metric of the task does: then the best so far and those that wait for their validation stay.
+    """
 
     def write(folder: Path) -> None:
         engine.save(folder)
@@ -232,9 +273,17 @@ def _save(
             export.keep_model_files(inputs.model, folder)
 
     meta: dict[str, Any] = {"fingerprint": identity}
-    if valid_loss is not None and config.checkpoint.keep_best:
+    if valid_loss is not None and config.checkpoint.keep_best and config.validation.metric is None:
         meta["valid_loss"] = valid_loss
-    checkpoint.save(inputs.checkpoints, step, write, meta=meta, peers=workers, keep_last=config.checkpoint.keep_last)
+    checkpoint.save(
+        inputs.checkpoints,
+        step,
+        write,
+        meta=meta,
+        peers=workers,
+        keep_last=config.checkpoint.keep_last,
+        protect=tuple if watch is None else watch.wanted_steps,
+    )
 
 
 def _save_rng(file: Path) -> None:

@@ -86,9 +86,8 @@ class StreamPlanner:
             capacity = max(self._train.micro_batch_tokens, self._data.max_length) if self._data.packing else 0
             mine = pack(lengths, range(len(lengths)), capacity, 1)[0] if self._step else []
             supervised = sum(int((example.labels[1:] != IGNORE).sum()) for example in self._step)
-            mistakes, rows, tokens, targets, *counts = self._agree(
-                mistake is not None, len(self._step), int(lengths.sum()), supervised, micro_batches=len(mine)
-            )
+            own = (mistake is not None, len(self._step), lengths.sum(), supervised, (lengths**2).sum())
+            mistakes, rows, tokens, targets, squares, *counts = self._agree(*own, micro_batches=len(mine))
             if mistakes:
                 raise next(error for error in self._workers.gather(mistake) if error is not None)
             if rows:
@@ -101,6 +100,8 @@ class StreamPlanner:
             example_indices=list(range(len(self._step))),
             tokens=tokens,
             supervised_tokens=targets,
+            padded_tokens=sum(max(counts) - count for count in counts) * len(_DUMMY.input_ids),
+            squared_lengths=squares,
         )
 
     def _pull(self, share: int) -> UserError | None:
@@ -118,7 +119,7 @@ class StreamPlanner:
         """Sums over workers, then each worker's number of micro-batches."""
         own = [0.0] * self._workers.size
         own[self._workers.rank] = micro_batches
-        return [int(value) for value in self._workers.sum([*values, *own], self._device)]
+        return [int(value) for value in self._workers.sum([float(value) for value in (*values, *own)], self._device)]
 
     def _finish_epoch(self) -> None:
         names = ("examples", "rejected", "too_long", "without_loss")

@@ -9,7 +9,6 @@ by all workers before it is yielded, so no worker ever waits in a collective tha
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ import torch
 
 from fulltune.batches import MicroBatch, Step
 from fulltune.config import TrainConfig
+from fulltune.device import Stopwatch
 
 
 class TrainingEngine(Protocol):
@@ -48,6 +48,8 @@ class StepDone:
     """An optimizer step was taken. `loss` is the mean over the step's supervised tokens, before the update.
 
     `grad_norm` is None where float16's loss scaler found an overflow and left the weights as they were.
+    `padded_tokens` are computed for nothing, `squared_lengths` is the sum of the examples' squared lengths (attention).
+    Seconds are this worker's, taken when its device was idle: reading, forward and backward passes, optimizer.
     """
 
     step: int
@@ -58,7 +60,10 @@ class StepDone:
     tokens: int
     supervised_tokens: int
     padded_tokens: int
-    seconds: float
+    squared_lengths: int
+    data_seconds: float
+    compute_seconds: float
+    update_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +110,12 @@ class Schedule:
     total_steps: int
     save_every: int | None
     validate_every: int | None
+    save_when_validating: bool = False  # where a checkpoint is what is validated
 
     def saves(self, step: int) -> bool:
         """Whether the state is saved after this step."""
-        return step == self.total_steps or (self.save_every is not None and step % self.save_every == 0)
+        due = self.save_every is not None and step % self.save_every == 0
+        return due or step == self.total_steps or (self.save_when_validating and self.validates(step))
 
     def validates(self, step: int) -> bool:
         """Whether the validation loss is taken after this step."""
@@ -137,13 +144,16 @@ def fit(
         validate: () -> mean loss and number of supervised tokens of the validation split.
     """
     for number in range(first_step, schedule.total_steps + 1):
-        started = time.perf_counter()
+        clock = Stopwatch(engine.device)
         step = plan(number)
+        batches = [load(indices) for indices in step.micro_batches]
+        data_seconds = clock.lap()
         loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-        for i, indices in enumerate(step.micro_batches):
-            last = i == len(step.micro_batches) - 1
-            loss_sum += engine.accumulate(load(indices), step_tokens=step.supervised_tokens, last=last).double()
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            loss_sum += engine.accumulate(batch, step_tokens=step.supervised_tokens, last=last).double()
         total, stops = workers.sum([float(loss_sum), float(stop_requested())], engine.device)
+        compute_seconds = clock.lap()
         loss = total / step.supervised_tokens
         if not math.isfinite(loss):
             raise NonFinite("loss", loss, number, step.example_indices)
@@ -159,8 +169,11 @@ def fit(
             grad_norm=norm if math.isfinite(norm) else None,
             tokens=step.tokens,
             supervised_tokens=step.supervised_tokens,
-            padded_tokens=0,
-            seconds=time.perf_counter() - started,
+            padded_tokens=step.padded_tokens,
+            squared_lengths=step.squared_lengths,
+            data_seconds=data_seconds,
+            compute_seconds=compute_seconds,
+            update_seconds=clock.lap(),
         )
         if validate is not None and schedule.validates(number):
             valid_loss, valid_tokens = validate()

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command is known, so `fulltune --help` answer
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,14 +18,17 @@ from tasks.base import UserError
 COMMANDS = {
     "demo": ("ray_jobs.commands.demo", "the whole story on a CPU in minutes: train, score before and after, report"),
     "train": ("ray_jobs.commands.train", "train a recipe on Ray; the same command resumes; ends in its report"),
+    "plan": ("ray_jobs.commands.plan", "what a recipe will need: memory, time and cost, and whether it fits"),
     "prepare": ("ray_jobs.commands.prepare", "tokenise a recipe's data and build its starting model, and stop there"),
     "submit": ("ray_jobs.commands.submit", "send a recipe to a Ray cluster as a job"),
     "export": ("ray_jobs.commands.export", "turn a checkpoint into a Hugging Face folder"),
     "predict": ("ray_jobs.commands.predict", "let a model answer a split"),
     "score": ("ray_jobs.commands.score", "score a predictions file against references"),
     "compare": ("ray_jobs.commands.compare", "the report over runs or predictions files"),
+    "probe": ("ray_jobs.commands.probe", "is fine-tuning promising? a base model's few-shot curve and two answers"),
     "try": ("ray_jobs.commands.try_model", "type an input; see the prompt, the raw output and the parsed answer"),
-    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one with a rendered example"),
+    "tasks": ("ray_jobs.commands.tasks", "list the tasks, or show one: texts, scores, data facts, leaks"),
+    "new-task": ("ray_jobs.commands.new_task", "write a task file, its fixture and its test, which pass as they are"),
 }
 
 
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130

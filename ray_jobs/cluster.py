@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from fulltune.config import RayConfig
+from fulltune.config import RayConfig, RunConfig
 from tasks.base import UserError
 
 LOCAL = "local"
@@ -86,6 +86,24 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
         + (f" and may grow to {growth}" if growth else " and no autoscaler"),
         fix="lower ray.num_workers or ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
     )
+
+
+def refuse_validation_without_room(run: RunConfig) -> None:
+    """A validation beside training would wait for ever if the workers hold everything.
+
+    Raises:
+        UserError: with what is left over beside the workers.
+    """
+    growth = _autoscaler_limits()
+    for key, wanted in {"CPU": run.validation.cpus, "GPU": run.validation.gpus}.items():
+        has = max(sum(node.get(key, 0) for node in _nodes()), growth.get(key, 0))
+        left = has - run.ray.num_workers * worker_resources(run.ray).get(key, 0.0)
+        if run.validation.metric is not None and wanted > left + 1e-9:
+            raise UserError(
+                got=f"validation.{key.lower()}s={wanted:g} beside {run.ray.num_workers} workers",
+                wanted=f"at most {max(left, 0):g} {key}: the cluster has {has:g} in all",
+                fix=f"lower validation.{key.lower()}s (0 shares the workers' processors) or ray.num_workers",
+            )
 
 
 def places(needs: dict[str, float]) -> int:

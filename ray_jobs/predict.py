@@ -8,7 +8,6 @@ The same schema serves our model, a base model with k shots and an API model, so
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,8 @@ import tasks
 from fulltune import device, model
 from fulltune.config import ModelConfig
 from tasks.base import Record, Task, UserError
+from tasks.shots import pick
 from tasks.sources import load
-
-SHOT_SEED = 17  # which training rows serve as worked examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +79,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     shots = pick_shots(task, request, records)
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = _model_folder(request)
+    folder = model_folder(request)
     done = _continue(request, task, folder)
     missing = [record for record in records if record.id not in done]
     if missing:
@@ -97,18 +95,11 @@ def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[
     if not request.shots:
         return []
     train = load(task, "train", request.source, columns=dict(request.columns) or None)
-    asked = {task.structured_prompt(record) for record in records}
-    pool = [record for record in train if task.structured_prompt(record) not in asked]
-    if len(pool) < request.shots:
-        raise UserError(
-            got=f"{len(pool)} training rows that are not in split {request.split!r}",
-            wanted=f"{request.shots} worked examples",
-            fix="lower --shots",
-        )
-    return random.Random(SHOT_SEED).sample(pool, request.shots)
+    return pick(task, request.shots, train, records)
 
 
-def _model_folder(request: Request) -> Path:
+def model_folder(request: Request) -> Path:
+    """The model as a folder that transformers reads, fetched or converted where it is not one."""
     cache = request.cache or request.out.parent / ".models"
     folder = model.resolve_source(ModelConfig(name_or_path=request.model, revision=request.revision), cache)
     assert folder is not None, "only a random initialisation has no folder"

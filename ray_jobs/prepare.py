@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tasks
 from fulltune import data, mixture, model
 from fulltune import tokenizer as tok
 from fulltune.config import DataConfig, RunConfig
-from fulltune.session import Inputs
 from ray_jobs import tokenise
 from ray_jobs.tokenise import Source
 from tasks.base import Record, Task
-from tasks.sources import fingerprint, locate
+from tasks.sources import fingerprint, load_with_report, locate
 
 # Sources of up to so many chunks are encoded in this process: that takes less time than Ray Data takes to start
 HEAD_CHUNKS = 4
 TOKENIZER_ROWS = 10_000  # rows of each source that a tokenizer is trained on at most
+
+if TYPE_CHECKING:
+    from fulltune.session import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Prepared:
 def task_of(config: RunConfig) -> Task:
     """The run's task under its options."""
     return tasks.get(config.task, **config.task_options)
+
+
+def load_split(
+    config: RunConfig, task: Task, split: str, limit: int | None, say: Callable[[str], None]
+) -> list[Record]:
+    """Records of a split of the recipe's own data, in memory; rows the task rejects are said."""
+    loaded = load_with_report(task, split, config.data.source, columns=config.data.columns or None, limit=limit)
+    if loaded.report.rejected:
+        say(f"{split}: {len(loaded.report.rejected)} rows rejected by task {task.name}")
+    return loaded.records
 
 
 def source_of(config: RunConfig, split: str, limit: int | None) -> Source:
@@ -68,6 +80,8 @@ def training_sources(config: RunConfig) -> list[Source]:
 
 def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
     """Tokenises, builds the starting model, and says what was kept and what was left out."""
+    from fulltune.session import Inputs  # torch and DeepSpeed, which a plan of the same rows does without
+
     task = task_of(config)
     cache = config.run_dir.parent / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -184,11 +198,11 @@ def _texts(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         task = source.open()
         rows = islice(source.records(), TOKENIZER_ROWS)
-        texts += [_plain_text(task, row) for row in rows if task.accepts is None or task.accepts(row)]
+        texts += [plain_text(task, row) for row in rows if task.accepts is None or task.accepts(row)]
     return texts
 
 
-def _plain_text(task: Task, record: Record) -> str:
+def plain_text(task: Task, record: Record) -> str:
     """The training text as the tokenizer will see it, without the special tokens that are added later."""
     text = "".join(task.encode_text(segment.text) for segment in task.render(record))
     for token in task.special_tokens:

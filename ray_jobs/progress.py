@@ -44,9 +44,8 @@ def _follow(run: Path, total_steps: int, done: threading.Event) -> None:
             if steps:
                 record = steps[-1]
                 bar.n = record["step"]
-                bar.set_postfix_str(
-                    f"loss {record['loss']:.3f} lr {record['lr']:.1e} {record['tokens_per_s']:,.0f} tok/s"
-                )
+                speed = f"{record['tokens_per_s']:,.0f} tok/s{_worth(record)}"
+                bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.1e} {speed}")
                 if quiet and _tenth(record["step"], total_steps) != _tenth(shown, total_steps):
                     print(_plain(record, total_steps), file=sys.stderr, flush=True)
                 shown = record["step"]
@@ -62,8 +61,19 @@ def _tenth(step: int, total: int) -> int:
 def _plain(record: dict[str, Any], total: int) -> str:
     return (
         f"step {record['step']}/{total}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s"
+        f"{record['tokens_per_s']:,.0f} tokens/s{_worth(record)}"
     )
+
+
+def _worth(record: dict[str, Any]) -> str:
+    """Utilisation, GPU-hours and money, spent of all, as far as known: "  41 % MFU  2.1/6.4 GPU-h  $2/$6"."""
+    parts = []
+    if record.get("mfu") is not None:
+        parts.append(f"  {record['mfu']:.0%} MFU".replace("%", " %"))
+    for key, form in (("gpu_hours", "  {:.1f}/{:.1f} GPU-h"), ("cost_usd", "  ${:,.0f}/${:,.0f}")):
+        if record.get(key) is not None:
+            parts.append(form.format(record[key], record[key] + record[f"{key}_to_go"]))
+    return "".join(parts)
 
 
 def _parse(line: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evaluation import training
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from fulltune import card, config, device, metrics
@@ -40,15 +41,18 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
     task = task_of(run)
     tuned = export_run(run, checkpoint, run.run_dir / "export")
     records = load(task, run.report.split, run.data.source, columns=run.data.columns or None, limit=run.report.limit)
+    steps = list(metrics.read(run.run_dir))
+    provenance = json.loads((run.run_dir / "provenance.json").read_text())
+    made = training.facts(run.model_dump(mode="json"), steps, provenance)
     entries = []
     for row in run.report.models:
         request = _request(run, row, tuned)
         predict(request, say=say)
-        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt}
+        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt, "workers": run.ray.num_workers}
         details |= {
             "seconds": json.loads(request.out.with_name(f"{request.out.stem}.meta.json").read_text())["seconds"]
         }
-        entries.append(Entry(request.label, request.out, details=details))
+        entries.append(Entry(request.label, request.out, details=details | (made if row.model == "tuned" else {})))
     out = run.run_dir / "report"
     compare(
         entries,
@@ -56,8 +60,8 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         records=records,
         out=out,
         title=str(run.ray.name),
-        loss_curve=list(metrics.read(run.run_dir)),
-        provenance=json.loads((run.run_dir / "provenance.json").read_text()) | {"config": config.dump(run)},
+        loss_curve=steps,
+        provenance=provenance | {"config": config.dump(run)},
         source=run.data.source,
         split=run.report.split,
         processes=os.cpu_count(),

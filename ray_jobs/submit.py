@@ -21,8 +21,13 @@ PACKAGES = ("ray_jobs", "evaluation", "fulltune", "tasks", "deepspeed_configs")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def submit(recipe: str, overrides: Sequence[str], *, address: str, wait: bool, say: Callable[[str], None]) -> int:
+def submit(
+    recipe: str, overrides: Sequence[str], *, address: str, wait: bool, force: bool, say: Callable[[str], None]
+) -> int:
     """Starts the job; without `wait` prints its id and returns 0.
+
+    Args:
+        force: the job, too, starts what by plan does not fit.
 
     Raises:
         UserError: no cluster at the address, or one that does not let us in.
@@ -32,7 +37,7 @@ def submit(recipe: str, overrides: Sequence[str], *, address: str, wait: bool, s
     with tempfile.TemporaryDirectory() as folder:
         upload = Path(folder)
         sent = stage(upload, recipe)
-        entry = shlex.join(["python", "-m", "ray_jobs.train", sent, *overrides])
+        entry = shlex.join(["python", "-m", "ray_jobs.train", sent, *overrides, *(["--force"] if force else [])])
         try:
             client = JobSubmissionClient(address)
             job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": str(upload)})

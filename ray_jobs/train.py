@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fulltune import checkpoint, config, device, provenance
+from fulltune import checkpoint, config, device, metrics, provenance, validation
 from fulltune.config import RunConfig
 from fulltune.session import STOP_FILE, fingerprint, refuse_other_run
-from ray_jobs.prepare import Prepared, prepare
+from ray_jobs.prepare import Prepared, prepare, task_of
 from tasks.base import UserError
 
 
@@ -39,7 +39,9 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip
     with only_driver(run.run_dir), cluster.connected():
+        validation.check(run.validation, task_of(run))
         cluster.refuse_what_cannot_fit(run.ray)
+        cluster.refuse_validation_without_room(run)
         prepared = prepare(run, say=say)
         _refuse_other_run(run, prepared)
         _record(run, prepared, arguments)
@@ -48,7 +50,7 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
         if done is None:
             _fit(run, prepared, steps, say)
         else:
-            say(f"{run.ray.name}: all {steps} steps were done before")
+            say(f"{run.ray.name}: all {done} steps were done before")
     return final_checkpoint(run)
 
 
@@ -62,17 +64,24 @@ def total_steps(run: RunConfig, prepared: Prepared) -> int:
 
 
 def final_checkpoint(run: RunConfig) -> Path:
-    """The best checkpoint by validation loss where it was taken, else the newest."""
-    root = run.run_dir / "checkpoints"
-    best = checkpoint.best(root) if run.checkpoint.keep_best else None
-    if best is not None:
-        return best
+    """The best checkpoint, by the task's metric or the validation loss, where that was taken; else the newest."""
+    root = run.run_dir / checkpoint.FOLDER
+    chosen = _best_by_metric(run) if run.validation.metric else checkpoint.best(root)
+    if run.checkpoint.keep_best and chosen is not None and chosen.exists():
+        return chosen
     steps = checkpoint.published(root)
     if not steps:
         raise UserError(
             got=f"no checkpoint in {root}", wanted="a run that has saved", fix="run `fulltune train` with this recipe"
         )
     return root / checkpoint.name(steps[-1])
+
+
+def _best_by_metric(run: RunConfig) -> Path | None:
+    name = str(run.validation.metric)
+    higher = bool(task_of(run).metric(name).higher_is_better)
+    winner = validation.best(validation.read(run.run_dir), name, higher_is_better=higher)
+    return None if winner is None else run.run_dir / checkpoint.FOLDER / checkpoint.name(winner.step)
 
 
 @contextlib.contextmanager
@@ -92,7 +101,7 @@ def only_driver(run_dir: Path) -> Iterator[None]:
 
 def _refuse_other_run(run: RunConfig, prepared: Prepared) -> None:
     """Before anything in the run folder changes: is it this run's?"""
-    found = checkpoint.newest(run.run_dir / "checkpoints")
+    found = checkpoint.newest(run.run_dir / checkpoint.FOLDER)
     if found is not None:
         refuse_other_run(found, fingerprint(run, prepared.inputs, num_workers=run.ray.num_workers))
 
@@ -104,9 +113,11 @@ def _record(run: RunConfig, prepared: Prepared, arguments: Sequence[str]) -> Non
 
 
 def _finished_step(run: RunConfig, steps: int) -> int | None:
-    root = run.run_dir / "checkpoints"
+    """The last step, where it was taken before; a run that its metric ended early has an earlier one."""
+    root = run.run_dir / checkpoint.FOLDER
     published = checkpoint.published(root) if (root / checkpoint.POINTER).exists() else []
-    return steps if steps in published else None
+    last = validation.stopped_early(run.run_dir) or steps
+    return last if last in published else None
 
 
 def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], None]) -> None:
@@ -117,7 +128,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ray_jobs import cluster, progress, streaming
+    from ray_jobs import cluster, progress, streaming, validate
     from ray_jobs.worker import train_worker
 
     settings = run.ray
@@ -145,9 +156,11 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
     )
     say(f"training {settings.name}: {steps} steps on {settings.num_workers} workers")
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)
-    with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir):
+    with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir), validate.beside(run, steps, say=say):
         result: Any = trainer.fit()
     _raise_what_went_wrong(result.return_value)
+    if run.validation.metric:
+        metrics.add_outcomes(run.run_dir, validation.read(run.run_dir))
 
 
 class RunEnded(RuntimeError):

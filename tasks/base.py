@@ -11,9 +11,11 @@ apart. Nothing here knows of torch, Ray or DeepSpeed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from tasks.grades import parse as parse_grade
 
 SPLITS = ("train", "valid", "test")
 
@@ -132,12 +134,49 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """How a language model judges an answer of this task: `prompt` builds the text, `parse` reads the grade back."""
+    """How a language model judges an answer of this task.
+
+    Attributes:
+        version: of prompt and parser; figures under different versions are not compared.
+        prompt: builds the text; gold answer and aspect are in it where the record has them (`tasks.grades.question`).
+        parse: reads the grade out of the judge's reply, None where it cannot; None for `tasks.grades.parse`.
+        grades: that may be given.
+        metric: name under which the grade is reported, once a judge has run.
+        blank: grade of an empty answer, given without asking; None: the judge is asked about it as well.
+        max_new_tokens: how much the judge may write.
+    """
 
     version: str
     prompt: Callable[[Record, Completion], str]
-    parse: Callable[[str], int | None]
+    parse: Callable[[str], int | None] | None = None
     grades: tuple[int, ...] = (1, 2, 3, 4, 5)
+    metric: Metric = Metric("judged", "grade by a language model under the task's rubric", kind="mean", headline=True)
+    blank: int | None = None
+    max_new_tokens: int = 512
+
+    def read(self, reply: str) -> int | None:
+        """The grade in a judge's reply; None where there is none, or none that may be given."""
+        grade = self.parse(reply) if self.parse else parse_grade(reply, self.grades)
+        return grade if grade in self.grades else None
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """How a language model finds the final answer in a completion, for models that were not taught a format.
+
+    Attributes:
+        version: of prompt and parser.
+        prompt: builds the text from a completion; it says to copy the answer, not to solve or correct anything.
+        score: (record, reply) -> 1.0 right, 0.0 wrong or no answer there; None where the reply cannot be read.
+        metric: under which the result is reported, once an extractor has run.
+        max_new_tokens: how much the extractor may write.
+    """
+
+    version: str
+    prompt: Callable[[Completion], str]
+    score: Callable[[Record, str], float | None]
+    metric: Metric
+    max_new_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +201,13 @@ class Task:
         generate: split -> records made by our own code (source `bundled`); None where the task has none.
         carve: for data sets with one split: record -> the split it belongs to (a stable hash of its group).
         accepts: record -> whether this row is usable; rows that are not are counted and reported, never silent.
+        label: record -> a group it belongs to (a class, a function); `fulltune tasks` shows how often each occurs.
         published: numbers of others for the report.
         options: named settings of the task and their defaults; `configure(**options)` gives the task under others.
         kind: "sft" renders prompt and answer, "cpt" plain text (continued pre-training).
         encode_text / decode_text: a reversible text codec around the tokenizer (for instance newline <-> "<NL>").
+        rubric, extraction: measures that a language model takes part in; they are no part of `metrics` and are
+            reported only where a judge or an extractor has run.
     """
 
     name: str
@@ -187,6 +229,7 @@ class Task:
     generate: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
     carve: Callable[[Mapping[str, Any]], str] | None = None
     accepts: Callable[[Record], bool] | None = None
+    label: Callable[[Record], str] | None = None
     published: tuple[Published, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     configure: Callable[..., Task] | None = None
@@ -194,6 +237,18 @@ class Task:
     encode_text: Callable[[str], str] = str
     decode_text: Callable[[str], str] = str
     rubric: Rubric | None = None
+    extraction: Extraction | None = None
+
+    @property
+    def assisted_metrics(self) -> tuple[Metric, ...]:
+        """What a judge or an extractor can add to `metrics`."""
+        return tuple(way.metric for way in (self.rubric, self.extraction) if way is not None)
+
+    def with_assisted(self, names: Collection[str]) -> Task:
+        """The task with those of its assisted metrics that are named; a headline one is then the first of all."""
+        found = [metric for metric in self.assisted_metrics if metric.name in names]
+        first, last = [m for m in found if m.headline], [m for m in found if not m.headline]
+        return replace(self, metrics=(*first, *self.metrics, *last))
 
     def metric(self, name: str) -> Metric:
         """The metric of that name; KeyError if the task has none."""

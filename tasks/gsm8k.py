@@ -12,7 +12,7 @@ is in `tasks.gsm8k_answer`, what a number is in `tasks.numerals`, the records of
 Data: Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021 (arXiv 2110.14168). The special tokens and
 the extraction of tuned models' answers (`strict`) are those of Anyscale's study "Fine-Tuning Llama-2: A Comprehensive
 Case Study for Tailoring Models to Unique Applications" (August 2023). For models that were not tuned the study let
-GPT-3.5 extract the number; that measure, `llm_extracted`, needs an endpoint and is not among the metrics here.
+GPT-3.5 extract the number; that measure, `llm_extracted`, needs an endpoint and is in `tasks.gsm8k_extraction`.
 
 The `<<48/2=24>>` are calculator annotations of the authors. Option `calculator: false` strips them from training text,
 reference and worked examples; scores do not depend on it.
@@ -30,6 +30,7 @@ from typing import Any
 
 from tasks.base import Completion, HubSource, Metric, Published, Record, Score, Segment, Task
 from tasks.gsm8k_answer import Answer, find_answer, gold_number, lm_eval_flexible, lm_eval_normal, lm_eval_strict
+from tasks.gsm8k_extraction import EXTRACTION
 from tasks.numerals import as_text
 
 START_Q, END_Q, START_A, END_A = "<START_Q>", "<END_Q>", "<START_A>", "<END_A>"
@@ -151,6 +152,12 @@ def accepts(record: Record) -> bool:
     return gold_number(str(record["answer"])) is not None
 
 
+def label(record: Record) -> str:
+    """How many lines of reasoning the reference has."""
+    steps = len([line for line in str(record["answer"]).splitlines() if line.strip()]) - 1
+    return f"{steps} step" + "s" * (steps != 1)
+
+
 def carve(fields: Mapping[str, Any]) -> str:
     """Train or valid, by a stable hash of the question: equal questions go to the same split."""
     question = " ".join(str(fields["question"]).lower().split())
@@ -236,7 +243,9 @@ TASK = Task(
     generate=generate,
     carve=carve,
     accepts=accepts,
+    label=label,
     published=PUBLISHED,
     options={"calculator": True},
+    extraction=EXTRACTION,
     configure=configure,
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from tasks.numerals import Number, last_number, number_at, numbers, plain
@@ -98,6 +99,7 @@ def find_answer(text: str) -> Answer:
     return Answer(None, None, text)
 
 
+@lru_cache(maxsize=256)  # a row is accepted first and scored soon after
 def gold_number(answer: str) -> Fraction | None:
     """The gold number of a reference; of one without `####`, the last number. None if it has no number."""
     number = find_answer(answer).number

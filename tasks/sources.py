@@ -18,7 +18,17 @@ from tasks.base import Record, Task, UserError
 from tasks.origins import Origin, fingerprint, locate, nearest, open_origin
 from tasks.row_files import Row, read_rows
 
-__all__ = ["LoadReport", "Loaded", "fingerprint", "iterate", "load", "load_with_report", "locate", "read_references"]
+__all__ = [
+    "LoadReport",
+    "Loaded",
+    "fingerprint",
+    "iterate",
+    "iterate_references",
+    "load",
+    "load_with_report",
+    "locate",
+    "read_references",
+]
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +119,23 @@ def read_references(
     """
     file = Path(path).expanduser()
     return _collect(task, split or file.stem, Origin(read_rows(file), str(file)), columns, limit).records
+
+
+def iterate_references(task: Task, path: str | Path, split: str | None = None) -> Iterator[Record]:
+    """`read_references` record by record, for files too large to be held. Ids are not checked for being unique."""
+    file = Path(path).expanduser()
+    rename: Mapping[str, str] | None = None
+    rejected = 0
+    for index, row in enumerate(read_rows(file)):
+        if rename is None:
+            rename = _renaming(task, row, None)
+        record = _record(task, split or file.stem, index, row, rename)
+        if task.accepts is None or task.accepts(record):
+            yield record
+        else:
+            rejected += 1
+    if rejected:
+        log.warning("%s: %d rows not usable", file, rejected)
 
 
 def _collect(task: Task, split: str, origin: Origin, columns: Mapping[str, str] | None, limit: int | None) -> Loaded:

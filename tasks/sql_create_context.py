@@ -25,9 +25,10 @@ from tasks.base import Completion, HubSource, Metric, Published, Record, Score, 
 from tasks.sql.blog import execution_blog
 from tasks.sql.extraction import Reading, readings
 from tasks.sql.normalise import normal_form
-from tasks.sql.query import Fault, Query, read_in_context
+from tasks.sql.query import Fault, Query, is_query, read_in_context
+from tasks.sql.schema import read_schema
 from tasks.sql.suite import Suite, Verdict, compare, suite_of
-from tasks.sql.use import use_of
+from tasks.sql.use import Use, merged, use_of
 from tasks.sql.values import domains, type_conflict
 
 START_Q, END_Q, START_A, END_A = "<START_Q>", "<END_Q>", "<START_A>", "<END_A>"
@@ -134,20 +135,21 @@ def _judged(reading: Reading, query: Query, context: str, gold: str) -> Score:
     if isinstance(suite, Fault):  # `accepts` keeps such records out; a caller may still have made one
         return _against_text(reading, query, exact, suite.why)
     same = _normal(query.text, context) == _normal(gold, context)
+    use = use_of(query.qualified or query.tree, suite.schema)
     if suite.fault is not None:
         verdict = Verdict(same, "wrong_result", f"not the query of the reference, which cannot be run: {suite.fault}")
     else:
-        verdict = compare(suite, query)
+        verdict = compare(suite, query, use)
     metrics = _metrics(
         parse_valid=True,
         schema_valid=query.fault is None,
         ast_match=same,
         execution_match=verdict.match,
         exact=exact,
-        execution_blog=execution_blog(suite.reference, query, suite.schema),
+        execution_blog=execution_blog(suite.reference, query, suite.schema, merged(suite.use, use)),
         format_violation=not reading.clean,
     )
-    error, why = _explained(query, verdict, suite)
+    error, why = _explained(query, verdict, suite, use)
     return Score(metrics, {"sql": _short(reading.sql, 2000)}, error, _short(why))
 
 
@@ -164,7 +166,7 @@ def _against_text(reading: Reading, query: Query, exact: bool, why: str) -> Scor
     return Score(metrics, {"sql": _short(reading.sql, 2000)}, error, _short(f"the reference is no query: {why}"))
 
 
-def _explained(query: Query, verdict: Verdict, suite: Suite) -> tuple[str | None, str]:
+def _explained(query: Query, verdict: Verdict, suite: Suite, use: Use) -> tuple[str | None, str]:
     if verdict.match:
         if suite.fault is not None:
             return None, f"the same query as the reference, which cannot be run: {suite.fault}"
@@ -172,8 +174,7 @@ def _explained(query: Query, verdict: Verdict, suite: Suite) -> tuple[str | None
     if query.fault is not None:
         return query.fault.category, query.fault.why
     if verdict.category == "wrong_result":
-        theirs = use_of(query.qualified or query.tree, suite.schema)
-        conflict = type_conflict(domains(suite.schema, suite.use), theirs, suite.use)
+        conflict = type_conflict(domains(suite.schema, suite.use), use, suite.use)
         if conflict is not None:
             return "wrong_type", f"{conflict}; {verdict.why}"
     return verdict.category, verdict.why
@@ -200,7 +201,13 @@ def _short(text: str, most: int = 500) -> str:
 
 def accepts(record: Record) -> bool:
     """Whether the reference of this row is a query: a row without one is of no use for scoring."""
-    return not isinstance(read_in_context(reference(record), str(record["context"])), Fault)
+    return is_query(reference(record), str(record["context"]))
+
+
+def label(record: Record) -> str:
+    """How many tables the context has."""
+    tables = len(read_schema(str(record["context"])).tables)
+    return f"{tables} table" + "s" * (tables != 1)
 
 
 def carve(fields: Mapping[str, Any]) -> str:
@@ -252,5 +259,6 @@ TASK = Task(
     generate=generate,
     carve=carve,
     accepts=accepts,
+    label=label,
     published=PUBLISHED,
 )

@@ -208,6 +208,11 @@ def accepts(record: Record) -> bool:
     return isinstance(_parse_or_error(reference(record)), Representation)
 
 
+def label(record: Record) -> str:
+    """The function of the reference."""
+    return reference(record).partition("(")[0].strip()
+
+
 def generate(split: str) -> Iterable[Mapping[str, Any]]:
     """Rows of source `bundled`: made by our own code, in ViGGO's form."""
     from tasks.viggo_bundled import generate as generate_rows
@@ -251,5 +256,6 @@ TASK = Task(
     hub=HubSource("GEM/viggo", columns={"meaning_representation": "mr", "target": "ref"}, licence="CC-BY-SA-4.0"),
     generate=generate,
     accepts=accepts,
+    label=label,
     published=PUBLISHED,
 )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from ray_jobs.commands import recipe
+from ray_jobs.commands import endpoints, recipe
 from tasks.base import UserError
 
 
@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Task, split, model and how to prompt it."""
     parser.add_argument("--task", required=True, help="a task's name, or path/to/file.py:TASK")
     parser.add_argument("--split", required=True, choices=("train", "valid", "test"))
-    parser.add_argument("--model", required=True, help="a folder or hub id")
+    parser.add_argument("--model", required=True, help="a folder, a hub id, or openai:NAME for an API")
+    parser.add_argument("--base-url", help="of an OpenAI-compatible API, up to /v1; default: OpenAI's own")
     parser.add_argument("--out", required=True, type=Path, help="the predictions file to write (.jsonl)")
     parser.add_argument("--source", default="bundled", help="bundled, hub, or a path")
     parser.add_argument("--shots", type=int, default=0, help="worked examples from the training split")
@@ -25,10 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="name of the model in reports; default: the file's name")
     parser.add_argument("--workers", type=int, help="copies of the model; default: one per GPU or two CPUs")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of one batch, answers included")
+    endpoints.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predicts, and prints the file."""
+    if arguments.model.startswith("openai:"):
+        return _run_api(arguments)
     import torch
 
     import tasks
@@ -38,10 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     quiet.transformers()
     from ray_jobs.predict import Request, predict
 
-    if arguments.model.startswith("openai:"):
-        raise UserError(
-            got=f"--model {arguments.model}", wanted="a folder or hub id", fix="API endpoints are not supported yet"
-        )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     task = tasks.get(arguments.task)
     prompt: Literal["structured", "natural"] = arguments.prompt or _usual_prompt(arguments.model, task.special_tokens)
@@ -61,6 +61,45 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(predict(request, say=recipe.say))
     return 0
+
+
+def _run_api(arguments: argparse.Namespace) -> int:
+    """The same through an API; 1 when some records have no answer yet."""
+    import tasks
+    from evaluation.predict_api import ApiRequest, predict
+
+    if arguments.prompt == "structured":
+        raise UserError(
+            got=f"--prompt structured for {arguments.model}",
+            wanted="natural: a chat endpoint puts its own template around the prompt",
+            fix="leave --prompt out, or predict with the model's folder",
+        )
+    request = ApiRequest(
+        task=tasks.get(arguments.task),
+        split=arguments.split,
+        source=arguments.source,
+        endpoint=endpoints.endpoint(arguments, arguments.model, arguments.base_url),
+        out=arguments.out.absolute(),
+        label=arguments.label or arguments.out.stem,
+        shots=arguments.shots,
+        limit=arguments.limit,
+        budget=endpoints.budget(arguments),
+        cache=arguments.cache,
+        concurrency=arguments.concurrency,
+        price_file=arguments.prices,
+    )
+    outcome = predict(request, say=recipe.say)
+    for warning in outcome.warnings:
+        recipe.say(f"warning: {warning}")
+    print(request.out)
+    if outcome.complete:
+        return 0
+    faults = ", ".join(f"{count} by {fault}" for fault, count in outcome.unanswered.items())
+    why = "; ".join(filter(None, [outcome.stopped, f"unanswered: {faults}" if faults else ""]))
+    recipe.say(
+        f"{outcome.answered} answered, {outcome.missing} missing ({why}); the same command goes on with the rest"
+    )
+    return 1
 
 
 def _usual_prompt(model: str, special_tokens: tuple[str, ...]) -> Literal["structured", "natural"]:

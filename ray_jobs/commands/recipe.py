@@ -23,6 +23,11 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """--force"""
+    parser.add_argument("--force", action="store_true", help="start even if by plan the GPUs asked for are too small")
+
+
 def load(arguments: argparse.Namespace) -> RunConfig:
     """The resolved configuration."""
     return config.load(recipes.path(arguments.recipe), arguments.overrides)

@@ -14,11 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--address", required=True, help="of the cluster's dashboard, for example http://127.0.0.1:8265"
     )
     parser.add_argument("--wait", action="store_true", help="follow the log and return the job's own exit code")
+    recipe.add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Submits; with --wait, returns the job's exit code."""
+    from ray_jobs.plan import refuse_what_cannot_fit
     from ray_jobs.submit import submit
 
-    recipe.load(arguments)  # a mistake in the recipe is better found here than on the cluster
-    return submit(arguments.recipe, arguments.overrides, address=arguments.address, wait=arguments.wait, say=recipe.say)
+    resolved = recipe.load(arguments)  # a mistake in the recipe is better found here than on the cluster
+    if not arguments.force:
+        refuse_what_cannot_fit(resolved, say=recipe.say)
+    return submit(
+        arguments.recipe,
+        arguments.overrides,
+        address=arguments.address,
+        wait=arguments.wait,
+        force=arguments.force,
+        say=recipe.say,
+    )

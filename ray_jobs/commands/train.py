@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--json-schema", action="store_true", help="show the JSON schema of recipes and stop")
     parser.add_argument("--no-report", action="store_true", help="stop after the last checkpoint")
+    recipe.add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(config.dump(resolved), end="")
         return 0
+    if not arguments.force:
+        from ray_jobs.plan import refuse_what_cannot_fit
+
+        refuse_what_cannot_fit(resolved, say=recipe.say)
     return train_and_report(resolved, with_report=not arguments.no_report)
 
 

@@ -24,7 +24,7 @@ from sqlglot import exp
 from tasks.sql.query import Query
 from tasks.sql.sandbox import Database, Deadline, Row, SandboxError, Table
 from tasks.sql.schema import Schema
-from tasks.sql.use import Use, merged, use_of
+from tasks.sql.use import Use
 from tasks.sql.values import Domain, affinities, domains
 
 ROWS = 10
@@ -33,9 +33,8 @@ _TRIES = 3
 _SECONDS = 0.3
 
 
-def execution_blog(reference: Query, answer: Query, schema: Schema) -> bool:
-    """Whether the study's check passes the answer."""
-    use = merged(use_of(reference.qualified or reference.tree, schema), use_of(answer.qualified or answer.tree, schema))
+def execution_blog(reference: Query, answer: Query, schema: Schema, use: Use) -> bool:
+    """Whether the study's check passes the answer; `use` is how the two use the columns of the schema."""
     deadline = Deadline(_SECONDS)
     same = False
     for attempt in range(_TRIES):

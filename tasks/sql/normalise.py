@@ -56,11 +56,11 @@ def normal_form(query: Query) -> str:
     for node in reversed(list(tree.find_all(*_FLIPPED, exp.And, exp.Or))):
         _sorted_operands(node)
     _with_parentheses(tree)
-    return _text(tree)
+    return _text(tree, copy=False)  # the tree is this function's own
 
 
-def _text(node: exp.Expr) -> str:
-    return node.sql(dialect=DIALECT, comments=False, identify=True)
+def _text(node: exp.Expr, *, copy: bool = True) -> str:
+    return DIALECT.generate(node, copy=copy, comments=False, identify=True)
 
 
 def _without_parentheses(tree: exp.Expr) -> exp.Expr:

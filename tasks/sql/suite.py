@@ -145,12 +145,13 @@ def _filled(suite: Suite) -> Suite:
     cases: list[Case] = []
     fault = "the reference runs on no database"
     try:
-        for case in _cases(suite, suite.use, (*_PLANS, _counting(suite.use)), "base", deadline):
+        drawing = _Drawing.of(suite, suite.use)
+        for case in drawing.cases((*_PLANS, _counting(suite.use)), "base", deadline):
             cases.append(case)
         for plan in _MORE_PLANS:
             if sum(case.telling for case in cases) >= _TELLING:
                 break
-            cases.extend(_cases(suite, suite.use, (plan,), "more", deadline))
+            cases.extend(drawing.cases((plan,), "more", deadline))
     except SandboxError as error:
         fault = f"the reference does not run: {error}"
     return Suite(
@@ -171,23 +172,40 @@ def _counting(use: Use) -> Plan:
     return Plan(min(_MAX_SIZE, max(10, 3 * most + 4)), exact=0.7)
 
 
-def _cases(suite: Suite, use: Use, plans: Iterable[Plan], kind: str, deadline: Deadline) -> Iterator[Case]:
-    found = domains(suite.schema, use)
-    kinds = affinities(suite.schema, found)
-    unique = _unique_keys(use)
-    sql = engine_text(suite.plan.tree) if suite.plan else suite.reference.engine_sql
-    for number, plan in enumerate(plans):
-        rng = random.Random(hashlib.sha256(f"{kind} {number} {plan} {suite.seed}".encode()).digest())
-        database = Database({table: Table(kinds[table], _rows(rng, plan, table, found, unique)) for table in kinds})
-        try:
-            rows = database.run(sql, deadline)
-        except SandboxError as error:
-            if error.category == "not_executable":
-                raise
-            if error.category == "timeout":
-                return
-            continue
-        yield Case(database, expected_rows(rows, suite.plan, suite.ordered), _is_telling(rows))
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """What all databases of a suite have in common: the columns of each table with their domains, and the query."""
+
+    suite: Suite
+    columns: dict[str, list[tuple[Column, Domain]]]
+    kinds: dict[str, dict[str, str]]
+    unique: set[Column]
+    sql: str
+
+    @classmethod
+    def of(cls, suite: Suite, use: Use) -> _Drawing:
+        """For columns that are used so: by the reference, or by the reference and an answer."""
+        found = domains(suite.schema, use)
+        kinds = affinities(suite.schema, found)
+        columns = {table: [item for item in found.items() if item[0][0] == table] for table in kinds}
+        sql = engine_text(suite.plan.tree) if suite.plan else suite.reference.engine_sql
+        return cls(suite, columns, kinds, _unique_keys(use), sql)
+
+    def cases(self, plans: Iterable[Plan], kind: str, deadline: Deadline) -> Iterator[Case]:
+        """One database per plan, with what the reference returns on it; none where that takes too long or too much."""
+        for number, plan in enumerate(plans):
+            rng = random.Random(hashlib.sha256(f"{kind} {number} {plan} {self.suite.seed}".encode()).digest())
+            rows_of = {table: _rows(rng, plan, columns, self.unique) for table, columns in self.columns.items()}
+            database = Database({table: Table(self.kinds[table], rows) for table, rows in rows_of.items()})
+            try:
+                rows = database.run(self.sql, deadline)
+            except SandboxError as error:
+                if error.category == "not_executable":
+                    raise
+                if error.category == "timeout":
+                    return
+                continue
+            yield Case(database, expected_rows(rows, self.suite.plan, self.suite.ordered), _is_telling(rows))
 
 
 def _is_telling(rows: list[Row]) -> bool:
@@ -211,8 +229,7 @@ def _unique_keys(use: Use) -> set[Column]:
     return {column for column in near if column[0] in tables}
 
 
-def _rows(rng: random.Random, plan: Plan, table: str, found: dict[Column, Domain], unique: set[Column]) -> list[Row]:
-    columns = [(column, domain) for column, domain in found.items() if column[0] == table]
+def _rows(rng: random.Random, plan: Plan, columns: list[tuple[Column, Domain]], unique: set[Column]) -> list[Row]:
     size = max(2, round(plan.rows * (0.6 + 0.8 * rng.random())))
     keys = {column: _key_values(rng, domain, size) for column, domain in columns if column in unique}
     rows: list[Row] = []
@@ -254,19 +271,17 @@ def _skewed(rng: random.Random, values: tuple[object, ...], *, even: bool) -> ob
     return values[int(len(values) * rng.random() ** (1 if even else 1.8))]
 
 
-def compare(suite: Suite, answer: Query) -> Verdict:
-    """Run an answer on the databases of a suite until one shows a difference."""
+def compare(suite: Suite, answer: Query, use: Use) -> Verdict:
+    """Run an answer, which uses its columns so, on the databases of a suite until one shows a difference."""
     deadline = Deadline(SECONDS)
     for case in suite.cases:
         difference = _difference(case, answer, deadline)
         if difference is not None:
             return difference
-    theirs = use_of(answer.qualified or answer.tree, suite.schema)
-    if has_new_literals(suite.use, theirs):
-        reference_deadline = Deadline(SECONDS)
-        both = merged(suite.use, theirs)
+    if has_new_literals(suite.use, use):
+        drawing, reference_deadline = _Drawing.of(suite, merged(suite.use, use)), Deadline(SECONDS)
         try:
-            for case in _cases(suite, both, _ANSWER_PLANS, "answer", reference_deadline):
+            for case in drawing.cases(_ANSWER_PLANS, "answer", reference_deadline):
                 difference = _difference(case, answer, deadline)
                 if difference is not None:
                     return difference

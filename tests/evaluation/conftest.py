@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
 from evaluation.predictions import Prediction, write_predictions
 from tasks.base import Record, Task
+
+sys.path.append(str(Path(__file__).parent))  # for `import scripted_server`: there is no package under tests/
 
 FAKE_TASK = f"{Path(__file__).parent / 'fake_task.py'}:TASK"
 

@@ -10,6 +10,7 @@ import pytest
 import tasks
 from evaluation.compare import compare, headline_metric, measure, role_of
 from evaluation.comparison import Comparison, Entry
+from evaluation.power import detectable_proportion
 from evaluation.predictions import Prediction, read_predictions, write_predictions
 from evaluation.score import score_file
 from tasks.base import Record, Task, UserError
@@ -17,11 +18,16 @@ from tasks.base import Record, Task, UserError
 Build = Callable[..., Entry]
 
 
-def _measure(entries: list[Entry], task: Task, records: list[Record], limit: int | None = None) -> Comparison:
+def _measure(
+    entries: list[Entry],
+    task: Task,
+    records: list[Record],
+    limit: int | None = None,
+    leaks: dict[str, str] | None = None,
+) -> Comparison:
     none: dict[str, Any] = dict.fromkeys(("source", "split", "spec"))
-    return measure(
-        entries, task=task, records=records, title="t", loss_curve=(), provenance={}, limit=limit, processes=1, **none
-    )
+    empty: dict[str, Any] = {"title": "t", "loss_curve": (), "provenance": {}}
+    return measure(entries, task=task, records=records, limit=limit, leaks=leaks, processes=1, **none, **empty)
 
 
 @pytest.fixture
@@ -52,12 +58,13 @@ def test_results_json_has_every_figure(three: list[Entry], fake_task: Task, many
         **dict.fromkeys(("title", "headline", "task", "task_version", "source", "split", "subject", "base"), "str"),
         **dict.fromkeys(("metrics", "models", "published", "paired", "worst", "loss_curve", "items"), "list"),
         **{"schema": "int", "n": "int", "limit": "NoneType", "headline_metric": "str", "provenance": "dict"},
+        **dict.fromkeys(("series", "economy", "leaks"), "dict"),
     }
     assert (results["n"], results["subject"], results["base"]) == (120, "tuned", "base")
     model = results["models"][2]
     assert set(model) == {
         *("label", "role", "note", "details", "task", "task_version", "n", "metrics", "missing", "duplicates"),
-        *("errors", "unknown", "truncated", "tokens", "warnings"),
+        *("errors", "unknown", "truncated", "tokens", "usage", "warnings"),
     }
     assert model["metrics"]["correct"]["mean"] == 0.75
     assert model["tokens"] == {"answers": 120, "completion": 480, "prompt": None, "per_answer": 4.0}
@@ -86,6 +93,8 @@ def test_every_two_models_are_tested_on_every_metric_with_a_direction(
     assert pair.comparisons == 3
     assert pair.p_holm == pytest.approx(3 * 2 / 2**60)
     assert {p.result.test for p in found.pairs if p.metric == "shared"} == {"paired_bootstrap"}
+    assert (pair.detectable.n, pair.detectable.discordant) == (120, 0.5)
+    assert pair.detectable.difference == detectable_proportion(120, 0.5).difference
 
 
 def test_only_items_that_both_models_have_are_paired(
@@ -209,3 +218,24 @@ def test_no_entries_and_repeated_labels_are_refused(three: list[Entry], fake_tas
         _measure([], fake_task, many)
     with pytest.raises(UserError, match="'base' twice"):
         _measure([three[0], three[0]], fake_task, many)
+
+
+def test_flagged_records_are_left_out_of_the_clean_figures(
+    three: list[Entry], fake_task: Task, many: list[Record]
+) -> None:
+    leaks = {many[0].id: "in train", many[119].id: "in train", "of another split": "in train"}
+    found = _measure(three, fake_task, many, leaks=leaks)
+    assert set(found.leaks) == {many[0].id, many[119].id}
+    rows = {row.label: (row.every.mean, row.clean.mean, row.clean.n) for row in found.clean}
+    assert rows["tuned"] == (0.75, pytest.approx(89 / 118), 118)
+    assert rows["base"] == (0.25, pytest.approx(29 / 118), 118)
+    assert _measure(three, fake_task, many).clean == ()
+
+
+def test_every_record_has_a_place_in_the_order_the_faultless_ones_last(
+    three: list[Entry], fake_task: Task, many: list[Record]
+) -> None:
+    found = _measure(three, fake_task, many)
+    assert sorted(found.order) == list(range(120))
+    assert set(found.order[:30]) == set(range(30))
+    assert (found.inputs[7], found.golds[7]) == ("w007", "700w")

@@ -15,6 +15,15 @@ def test_reads_objects_with_their_line_numbers(tmp_path: Path) -> None:
     assert list(jsonl.read_objects(path)) == [(1, {"a": 1}), (3, {"a": "x\u2028y"})]
 
 
+def test_offsets_lead_back_to_the_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": 1}\n\n{"a": "x\u2028y"}\r\n'.encode())
+    for _, offset, value in jsonl.read_objects_at(path):
+        with path.open("rb") as file:
+            file.seek(offset)
+            assert jsonl.parse_object(file.readline(), where="here") == value
+
+
 @pytest.mark.parametrize(
     "line", [b'{"a": ', b"[1]", b"3", b'{"a": "\xff"}', b"[" * 100_000], ids=["cut", "list", "number", "latin", "deep"]
 )

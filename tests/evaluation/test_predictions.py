@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.predictions import Prediction, Predictions, match, read_predictions, write_predictions
+from evaluation.predictions import (
+    Matched,
+    Matching,
+    Prediction,
+    Predictions,
+    indexed_predictions,
+    read_predictions,
+    write_predictions,
+)
 from tasks.base import UserError
 
 
@@ -73,14 +81,23 @@ def _predictions(*rows: Prediction, duplicates: int = 0) -> Predictions:
     return Predictions("p.jsonl", {row.id: row for row in rows}, duplicates)
 
 
+def match(given: Predictions, scored: list[str], beyond: list[str], task_version: str) -> Matched:
+    matching = Matching(given, task_version)
+    for name in scored:
+        matching.completion(name)
+    for name in beyond:
+        matching.know(name)
+    return matching.result()
+
+
 def test_match_counts_missing_unknown_and_truncated() -> None:
     given = _predictions(
-        Prediction("a", "x", finish_reason="length"),
+        Prediction("a", "x", finish_reason="length", task_version="0"),
         Prediction("later", "x", finish_reason="length"),
-        Prediction("stranger", "x", task_version="0"),
+        Prediction("stranger", "x"),
         duplicates=1,
     )
-    found = match(given, scored=["a", "b"], known={"a", "b", "later"}, task_version="1")
+    found = match(given, scored=["a", "b"], beyond=["later"], task_version="1")
     assert (found.missing, found.unknown, found.truncated) == (1, 1, 1)
     text = " | ".join(found.warnings)
     assert "1 of 2 records have no prediction" in text
@@ -90,16 +107,39 @@ def test_match_counts_missing_unknown_and_truncated() -> None:
 
 
 def test_match_says_nothing_when_all_is_well() -> None:
-    found = match(_predictions(Prediction("a", "x", task_version="1")), ["a"], {"a"}, "1")
+    found = match(_predictions(Prediction("a", "x", task_version="1")), ["a"], [], "1")
     assert found.warnings == ()
 
 
 def test_predictions_of_other_records_are_refused_with_ids_of_both() -> None:
     with pytest.raises(UserError, match=r"'x-train-0'") as caught:
-        match(_predictions(Prediction("x-train-0", "")), ["x-test-0"], {"x-test-0"}, "1")
+        match(_predictions(Prediction("x-train-0", "")), ["x-test-0"], [], "1")
     assert "'x-test-0'" in str(caught.value)
 
 
 def test_a_file_without_predictions_is_refused() -> None:
     with pytest.raises(UserError, match="no predictions"):
-        match(_predictions(), ["a"], {"a"}, "1")
+        match(_predictions(), ["a"], [], "1")
+
+
+def test_an_index_gives_what_reading_gives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [Prediction(f"r{i}", "x" * i, extra={"note": "é\u2028"}) for i in range(50)]
+    write_predictions(path, [*rows, Prediction("r7", "again"), Prediction("r7", "at last")])
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n", 3))
+    read = read_predictions(path)
+    with indexed_predictions(path) as index:
+        assert dict(index.by_id) == read.by_id
+        assert index.by_id["r7"].completion == "at last"
+        assert "r50" not in index.by_id
+        assert (index.duplicates, index.name, len(index.by_id)) == (2, read.name, 50)
+        with pytest.raises(KeyError):
+            index.by_id["r50"]
+    assert caplog.text.count("2 lines repeat an id") == 2
+
+
+def test_an_index_refuses_a_bad_line_before_anything_is_scored(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "ok", "completion": ""}\n{"id": "a"}\n')
+    with pytest.raises(UserError, match="line 2: 'completion' is nothing"), indexed_predictions(path):
+        pytest.fail("the block was entered")

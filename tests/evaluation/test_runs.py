@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.predictions import Prediction, write_predictions
 from evaluation.runs import compare_paths, read_config, read_steps, resolve
+from evaluation.training import setting
 from tasks.base import UserError
 
 
@@ -32,7 +33,9 @@ def run(tmp_path: Path, task_name: str) -> Path:
     _predict(folder / "predictions" / "base.jsonl", ids, {"label": "base, 2 shots", "note": "as asked"} | meta)
     _predict(folder / "predictions" / "tuned.jsonl", ids)
     _predict(folder / "predictions" / "valid.jsonl", ["backwards-valid-0"], meta | {"split": "valid"})
-    (folder / "config.yaml").write_text(f"task: {task_name}\ndata:\n  source: {tmp_path / 'test.jsonl'}\n")
+    (folder / "config.yaml").write_text(
+        f"task: {task_name}\ndata:\n  source: {tmp_path / 'test.jsonl'}\ntrain: {{seed: 3}}\nray: {{num_workers: 2}}\n"
+    )
     (folder / "provenance.json").write_text('{"git_sha": "abc"}')
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     (tmp_path / "test.jsonl").write_text('{"word": "abc"}\n{"word": "xyz"}\n')
@@ -42,13 +45,24 @@ def run(tmp_path: Path, task_name: str) -> Path:
 def test_a_run_folder_gives_rows_curve_and_provenance(run: Path, task_name: str) -> None:
     found = resolve([run], split="test")
     assert [(entry.label, entry.note, dict(entry.details)) for entry in found.entries] == [
-        ("base, 2 shots", "as asked", {"shots": 2, "prompt": "natural"}),
-        ("tuned", "", {}),
+        ("base, 2 shots", "as asked", {"shots": 2, "prompt": "natural", "workers": 2}),
+        ("tuned", "", {"seed": 3, "setting": setting(read_config(run)), "workers": 2}),
     ]
     assert (found.task, found.split, found.source) == (task_name, "test", str(run.parent / "test.jsonl"))
     assert [line["loss"] for line in found.loss_curve] == [2.0, 1.0]
     assert found.provenance["git_sha"] == "abc"
     assert found.provenance["config"]["task"] == task_name
+
+
+def test_leaks_come_from_the_run_folder_and_from_a_file(run: Path, tmp_path: Path) -> None:
+    (run / "leaks.json").write_text('{"backwards-test-0": "in train"}')
+    (tmp_path / "more.json").write_text('{"backwards-test-1": "in the prompt"}')
+    results = compare_paths([run], out=tmp_path / "out", split="test", leaks=tmp_path / "more.json")
+    assert results["leaks"]["records"] == {"backwards-test-0": "in train", "backwards-test-1": "in the prompt"}
+    assert "leak: in the prompt" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "more.json").write_text('{"backwards-test-1": 3}')
+    with pytest.raises(UserError, match=r"'backwards-test-1' has 3"):
+        compare_paths([run], out=tmp_path / "out", split="test", leaks=tmp_path / "more.json")
 
 
 def test_rows_of_different_splits_are_refused_until_one_is_named(run: Path) -> None:

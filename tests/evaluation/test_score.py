@@ -11,7 +11,7 @@ from evaluation import pool
 from evaluation.pool import ItemScore, TaskSpec
 from evaluation.predictions import Prediction, Predictions, write_predictions
 from evaluation.score import count_errors, read_items, score, score_file, summarise
-from tasks.base import Metric, Record, Score, Task, UserError
+from tasks.base import Completion, Metric, Record, Score, Task, UserError
 
 
 @pytest.fixture
@@ -88,6 +88,18 @@ def test_files_do_not_depend_on_the_number_of_processes(
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
+def test_a_file_gives_what_is_given_in_memory(
+    fake_task: Task, words: list[Record], answers: Predictions, tmp_path: Path
+) -> None:
+    write_predictions(tmp_path / "p.jsonl", [Prediction("backwards-test-3", "x"), *answers.by_id.values()])
+    for limit in (None, 3):
+        whole = score(fake_task, words, answers, limit=limit, out=tmp_path / "a")
+        streamed = score_file(fake_task, iter(words), tmp_path / "p.jsonl", limit=limit, out=tmp_path / "b")
+        assert streamed == replace(whole, items=())
+        for name in ("scores.jsonl", "metrics.json"):
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 def test_scores_are_read_back(fake_task: Task, words: list[Record], answers: Predictions, tmp_path: Path) -> None:
     found = score(fake_task, words, answers, out=tmp_path)
     assert tuple(read_items(tmp_path / "scores.jsonl")) == found.items
@@ -124,6 +136,40 @@ def test_nothing_is_written_when_scoring_fails(fake_task: Task, words: list[Reco
     with pytest.raises(RuntimeError, match="failed on"):
         score(fake_task, words, given, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    write_predictions(tmp_path / "p.jsonl", given.by_id.values())
+    with pytest.raises(RuntimeError, match="failed on"):
+        score_file(fake_task, words, tmp_path / "p.jsonl", out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_predictions_of_other_records_write_nothing(fake_task: Task, words: list[Record], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none of 1 ids is in the references"):
+        score(fake_task, words, Predictions("p", {"x": Prediction("x", "y")}), out=tmp_path / "out")
+    write_predictions(tmp_path / "p.jsonl", [Prediction("x", "y")])
+    with pytest.raises(UserError, match="none of 1 ids is in the references"):
+        score_file(fake_task, words, tmp_path / "p.jsonl", out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_is_scored_record_by_record(fake_task: Task, many: list[Record], tmp_path: Path) -> None:
+    taken: list[str] = []
+    scored: list[str] = []
+
+    def stream() -> Iterator[Record]:
+        for record in many:
+            taken.append(record.id)
+            yield record
+
+    def watched(record: Record, completion: Completion) -> Score:
+        scored.append(record.id)
+        assert taken[-1] == record.id, "a record was read before the one before it was scored"
+        return fake_task.score(record, completion)
+
+    write_predictions(tmp_path / "p.jsonl", [Prediction(r.id, fake_task.reference(r)) for r in many])
+    task = replace(fake_task, score=watched)
+    found = score_file(task, stream(), tmp_path / "p.jsonl", processes=1, out=tmp_path)
+    assert (found.items, found.n, found.metrics["correct"].mean) == ((), 120, 1.0)
+    assert [item.id for item in read_items(tmp_path / "scores.jsonl")] == scored == taken
 
 
 def test_what_a_parser_returns_is_written_as_json(fake_task: Task, words: list[Record], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.batches import pack
+from fulltune.batches import StepPlanner, pack
+from fulltune.config import TrainConfig
 
 lengths_of = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 
@@ -45,3 +46,19 @@ def test_fewer_examples_than_workers_leaves_empty_micro_batches():
 def test_the_order_of_the_step_does_not_matter(order):
     lengths = np.array([7, 7, 3, 9])
     assert pack(lengths, order, 12, 2) == pack(lengths, range(4), 12, 2)
+
+
+class Lengths:
+    """The part of a TokenTable that planning reads."""
+
+    lengths = np.array([5, 6, 2], dtype=np.int32)
+    supervised = np.array([3, 3, 1], dtype=np.int32)
+
+    def __len__(self):
+        return 3
+
+
+def test_a_step_counts_its_dummies_as_padding_and_the_squares_of_its_lengths():
+    train = TrainConfig(global_batch_size=3, micro_batch_tokens=8)
+    step = StepPlanner(Lengths(), train, packing=True, rank=0, num_workers=4).step(1)
+    assert (step.tokens, step.squared_lengths, step.padded_tokens) == (13, 65, 2)

@@ -130,3 +130,15 @@ def test_batches_respect_the_budget_and_keep_everything():
     for batch in batches:
         width = max(len(p.ids) for p in batch) + 10
         assert len(batch) == 1 or width * len(batch) <= 120
+
+
+def test_likelihood_is_the_mean_log_probability_of_the_answers_tokens(folder):
+    natural = generate.load(folder, TASK, prompt_style="natural", use_gpu=False)
+    record, text = RECORDS[0], TASK.reference(RECORDS[0])
+    prompt = list(natural.prompt(record, ()).ids)
+    answer = natural.tokenizer.encode(text, add_special_tokens=False)
+    with torch.no_grad():
+        logits = natural.model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
+    logp = torch.stack([logits[len(prompt) - 1 + i].log_softmax(-1)[token] for i, token in enumerate(answer)])
+    assert natural.log_likelihood(record, text) == pytest.approx(float(logp.mean()), abs=1e-5)
+    assert natural.log_likelihood(record, "") == float("-inf")

@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
-from fulltune import metrics
+import json
+import time
+
+import pytest
+
+from fulltune import architectures, metrics
+from fulltune.meter import Meter
+from fulltune.plan import shape
 from fulltune.train import StepDone, Validated
+
+METER = Meter(
+    shape=shape.of(architectures.load("llama2_7b")), workers=4, total_steps=10, on_gpu=True, peak_flops=312e12
+)
 
 
 def done(step):
-    return StepDone(step, 0.5, 1.25, 1e-4, 0.7, tokens=100, supervised_tokens=40, padded_tokens=0, seconds=0.5)
+    return StepDone(step, 0.5, 1.25, 1e-4, 0.7, tokens=100, supervised_tokens=40, padded_tokens=0,
+                    squared_lengths=5000, data_seconds=0.1, compute_seconds=0.3, update_seconds=0.1)  # fmt: skip
+
+
+def log_of(run, **options):
+    return metrics.MetricsLog(run, meter=METER, began=time.perf_counter(), **options)
 
 
 def test_a_resumed_log_has_every_step_once(tmp_path):
-    first = metrics.MetricsLog(tmp_path, keep_to=0)
+    first = log_of(tmp_path, keep_to=0)
     for step in (1, 2, 3):
         first.step(done(step))
     first.validated(Validated(3, 2.0, 10))
-    second = metrics.MetricsLog(tmp_path, keep_to=2)
+    second = log_of(tmp_path, keep_to=2)
     second.step(done(3))
     lines = list(metrics.read(tmp_path))
     assert [(line["step"], line["attempt"]) for line in lines] == [(1, 1), (2, 1), (3, 2)]
     assert lines[0]["tokens_per_s"] == 200.0
     wanted = {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "padded_tokens", "tokens_per_s", "mfu"}
-    assert wanted | {"epoch", "attempt"} == set(lines[0])
+    assert wanted | {"epoch", "attempt", "time"} <= set(lines[0])
+    worth = {"gpu_hours", "gpu_hours_to_go", "cost_usd", "cost_usd_to_go", "seconds_to_go", "supervised_tokens_per_s"}
+    parts = {"data_seconds", "compute_seconds", "update_seconds"}
+    assert worth | parts <= set(lines[0])
+
+
+def test_hours_of_earlier_attempts_stay_on_the_bill(tmp_path):
+    (tmp_path / metrics.FILE).write_text(json.dumps({"step": 1, "hours": 2.0}) + "\n")
+    log_of(tmp_path, keep_to=0).step(done(1))
+    (line,) = metrics.read(tmp_path)
+    assert line["hours"] == pytest.approx(2.0, abs=0.01)
+    assert line["gpu_hours"] == pytest.approx(8.0, abs=0.04)
+
+
+def test_what_is_to_go_follows_from_the_time_per_step_of_this_attempt(tmp_path, monkeypatch):
+    now = iter([100.0, 140.0])  # when the first step starts, when the second one is done
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    log = metrics.MetricsLog(tmp_path, meter=METER, began=40.0, keep_to=0)
+    log.step(done(2))
+    (line,) = metrics.read(tmp_path)
+    assert line["hours"] == pytest.approx(100 / 3600, abs=1e-5)
+    assert line["seconds_to_go"] == 8 * 20.0
 
 
 def test_only_every_nth_step_is_logged(tmp_path):
-    log = metrics.MetricsLog(tmp_path, keep_to=0, every=2)
+    log = log_of(tmp_path, keep_to=0, every=2)
     for step in range(1, 6):
         log.step(done(step))
     assert [line["step"] for line in metrics.read(tmp_path)] == [2, 4]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fulltune import comm
+from fulltune import comm, device
 from fulltune.batches import Step
 from fulltune.config import TrainConfig
 from fulltune.train import (
@@ -44,7 +44,7 @@ class FakeEngine:
 
 
 def plan(number):
-    return Step(number, number / 10, [[0], [1]], [7, 8], tokens=20, supervised_tokens=12)
+    return Step(number, number / 10, [[0], [1]], [7, 8], tokens=20, supervised_tokens=12, squared_lengths=208)
 
 
 def run(engine, schedule, **options):
@@ -61,7 +61,38 @@ def test_loss_is_the_sum_over_micro_batches_by_the_steps_supervised_tokens():
     assert isinstance(done, StepDone)
     assert done.loss == pytest.approx((2.0 + 4.0) / 12)
     assert [(b, last) for b, _, last in engine.calls] == [(0, False), (1, True)]
-    assert (done.tokens, done.supervised_tokens, done.padded_tokens) == (20, 12, 0)
+    assert (done.tokens, done.supervised_tokens, done.padded_tokens, done.squared_lengths) == (20, 12, 0, 208)
+
+
+class SlowEngine(FakeEngine):
+    """On CUDA calls return at once and the work ends later: here time passes only while somebody waits."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.pending = clock, 0.0
+
+    def accumulate(self, batch, *, step_tokens, last):
+        self.pending += 2.0
+        return super().accumulate(batch, step_tokens=step_tokens, last=last)
+
+    def update(self, learning_rate):
+        self.pending += 1.0
+        return super().update(learning_rate)
+
+    def synchronize(self, target):
+        assert target == self.device
+        self.clock[0] += self.pending
+        self.pending = 0.0
+
+
+def test_seconds_are_taken_when_the_device_is_idle(monkeypatch):
+    clock = [0.0]
+    engine = SlowEngine(clock)
+    monkeypatch.setattr(device, "synchronize", engine.synchronize)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
+    for done in run(engine, every(2)):
+        if isinstance(done, StepDone):
+            assert (done.data_seconds, done.compute_seconds, done.update_seconds) == (0.0, 4.0, 1.0)
 
 
 def test_events_come_in_order_and_the_last_step_is_saved():

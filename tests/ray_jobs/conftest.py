@@ -89,3 +89,20 @@ def start_driver(recipe: Path, *overrides: str, log: Path) -> subprocess.Popen[b
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+@pytest.fixture(scope="session")
+def drive(storage: Path) -> Callable[..., int]:
+    """drive(recipe, *overrides): trains as a user would and returns the exit code; what was said goes to pytest."""
+
+    def run(recipe: Path, *overrides: str, bound_s: float = 600) -> int:
+        log = storage / "drive.log"
+        process = start_driver(recipe, *overrides, log=log)
+        try:
+            return process.wait(timeout=bound_s)
+        finally:
+            print(log.read_text()[-3000:])
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    return run

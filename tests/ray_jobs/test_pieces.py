@@ -42,6 +42,14 @@ def test_messages_of_an_earlier_start_are_not_shown_again(tmp_path):
     assert tail.lines() == ["new"]
 
 
+def test_the_progress_line_says_what_was_spent_of_what_it_will_cost():
+    record = {"step": 3, "loss": 1.5, "lr": 1e-5, "tokens_per_s": 2048.0}
+    cpu = record | {"mfu": None, "gpu_hours": None, "cost_usd": None}
+    gpu = record | {"mfu": 0.412, "gpu_hours": 2.1, "gpu_hours_to_go": 4.3, "cost_usd": 2.2, "cost_usd_to_go": 4.5}
+    assert progress._plain(cpu, 9) == "step 3/9  loss 1.5000  lr 1.00e-05  2,048 tokens/s"
+    assert progress._plain(gpu, 9) == progress._plain(cpu, 9) + "  41 % MFU  2.1/6.4 GPU-h  $2/$7"
+
+
 def test_the_upload_is_small_and_runs_from_its_own_folder(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("task: viggo\nmodel: {name_or_path: some/model}\n")

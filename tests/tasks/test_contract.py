@@ -1,183 +1,221 @@
-"""What every registered task has to keep to, whatever its data: a new task is tested by being in the registry."""
+"""The contract of a task: every registered task keeps it, on bundled rows and on the answers of its fixture; and every
+rule notices a task that does not."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 import tasks
-from tasks.base import SPLITS, Completion, Metric, Record, Score, Task
+from tasks import contract
+from tasks.base import SPLITS, Completion, Published, Record, Score, Segment, Task, UserError
+from tasks.contract import ContractError, Rule, check_task, rules_for
 from tasks.sources import load
+from tasks.versions import Fixture, check_answer, check_version, fingerprint, pin, read_fixture
 
 NAMES = tasks.names()
-MEGABYTE = 1_000_000
-WEIRD = {
-    "empty": "",
-    "white space": " \n\t",
-    "control characters": "".join(map(chr, range(32))) + "\x7f\x80\x9f",
-    "lone surrogates": "\ud800 answer \udfff",
-    "right to left": "\u202e\u05d0\u05d1\ufeff",
-    "null": "\x00",
-    "digits of other scripts": "\u0661\u0662\u00b2\u2460 #### \u0663",
-    "huge number": "#### 1" + "0" * 10_000 + "e999999999",
-    "percent and braces": "%s {0} {name} \\boxed{",
-    "a million letters": "x" * MEGABYTE,
-    "a million brackets": "[" * MEGABYTE,
-    "a million parentheses": "(" * MEGABYTE,
-    "a million openings": "f(a[" * (MEGABYTE // 4),
-    "a million spaces": "a" + " " * MEGABYTE + "b",
-    "a million lines": "\n" * MEGABYTE + "x",
-    "a million digits": "1" * MEGABYTE,
-    "a million commas": "1," * (MEGABYTE // 2),
-    "a million quotes": "'" * MEGABYTE,
-    "a million numbers": "#### 7 " * (MEGABYTE // 7),
-}
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "tasks"
+TEMPLATE = Path(tasks.__file__).parent / "template"
 
 
 @cache
 def sample(name: str) -> tuple[Task, tuple[Record, ...]]:
-    """A task and records of it; a task without bundled data has a test of its own with records."""
+    """A task and records of it; a task without bundled data is checked on the rows of its fixture."""
     task = tasks.get(name)
     if task.generate is None:
-        pytest.skip(f"task {name} has no bundled data")
-    return task, tuple(record for split in SPLITS for record in load(task, split, "bundled", limit=200))
+        return task, fixture(name).records
+    return task, tuple(record for split in SPLITS for record in load(task, split, "bundled", limit=80))
 
 
-def check_score(task: Task, score: Score) -> None:
-    assert tuple(sorted(score.metrics)) == tuple(sorted(task.metric_names))
-    for name, value in score.metrics.items():
-        assert math.isfinite(value), name
-        if task.metric(name).kind == "proportion":
-            assert value in (0, 1), name
-        elif task.metric(name).kind == "fraction":
-            assert 0 <= value <= 1, name
-    assert score.error is None or score.error in task.errors
-    if score.error in task.format_errors:
-        assert score.metrics["format_violation"] == 1
-    json.dumps(score.parsed, allow_nan=False, ensure_ascii=False).encode("utf-8")
-    score.why.encode("utf-8")
-    assert score.why
-    assert len(score.why) < 2000
+@cache
+def fixture(name: str) -> Fixture:
+    return read_fixture(tasks.get(name), FIXTURES / f"{name}.json")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_declarations(name: str) -> None:
-    task = tasks.get(name)
+@pytest.mark.parametrize(("name", "rule"), [(name, rule) for name in NAMES for rule in rules_for(tasks.get(name))])
+def test_a_task_keeps_the_rule(name: str, rule: Rule) -> None:
+    task, records = sample(name)
     assert task.name == name
-    assert task.version
-    assert task.description
-    assert "\n" not in task.description
-    assert task.columns
-    assert task.max_new_tokens > 0
-    assert len(set(task.metric_names)) == len(task.metrics)
-    assert "format_violation" in task.metric_names
-    assert 1 <= sum(metric.headline for metric in task.metrics) <= 2
-    assert set(task.format_errors) <= set(task.errors)
-    assert all(meaning for meaning in task.errors.values())
-    assert len(set(task.special_tokens)) == len(task.special_tokens)
-    if task.special_tokens:
-        assert task.stop in task.special_tokens
-    if task.options:
-        assert task.configure is not None
-        assert tasks.get(name, **task.options).metric_names == task.metric_names
+    assert list(rule(task, records)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_published_rows_name_metrics_of_the_task_and_a_source(name: str) -> None:
+def test_special_tokens_are_absent_from_all_bundled_rows(name: str) -> None:
     task = tasks.get(name)
-    for row in task.published:
-        assert isinstance(task.metric(row.metric), Metric)
-        assert row.source
-        assert row.model
-        assert row.setting
-        if isinstance(row.value, float):
-            assert 0 <= row.value <= 1
+    for split in SPLITS if task.generate else ():
+        assert list(contract.special_tokens_are_absent_from_the_data(task, load(task, split, "bundled"))) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_reference_is_right(name: str) -> None:
-    task, records = sample(name)
-    for record in records:
-        score = task.score(record, Completion(task.reference(record), "stop"))
-        check_score(task, score)
-        assert score.error is None, (record, score)
-        for metric in task.metrics:
-            if metric.higher_is_better is not None and metric.kind != "mean":
-                assert score.metrics[metric.name] == float(metric.higher_is_better), (metric.name, record)
+def test_answers_of_the_fixture_are_judged_as_expected(name: str) -> None:
+    for answer in fixture(name).answers:
+        check_answer(tasks.get(name), answer)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", WEIRD)
-@pytest.mark.parametrize("finish_reason", [None, "length"])
-def test_no_answer_makes_the_scorer_fail_or_hang(name: str, case: str, finish_reason: str | None) -> None:
-    task, records = sample(name)
-    start = time.process_time()
-    check_score(task, task.score(records[0], Completion(WEIRD[case], finish_reason)))
-    assert time.process_time() - start < 10
+def test_every_error_has_an_answer(name: str) -> None:
+    assert {answer.error for answer in fixture(name).answers} == {*tasks.get(name).errors, None}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("around", ["{}{}", "Sure! {}", "{}\n\nHope this helps.", "```\n{}\n```", "{}\ud800"])
-def test_answers_in_prose_are_scored(name: str, around: str) -> None:
-    task, records = sample(name)
-    for record in records[:20]:
-        text = task.reference(record)
-        check_score(task, task.score(record, Completion(around.format(text, text))))
+def test_prompt_and_scorer_change_only_with_the_version(name: str) -> None:
+    check_version(tasks.get(name), fixture(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_answer_cut_anywhere_is_scored(name: str) -> None:
-    task, records = sample(name)
-    text = task.reference(records[0])
-    for end in range(len(text)):
-        check_score(task, task.score(records[0], Completion(text[:end], "length")))
+# --- the rules themselves: each is broken on purpose
+
+TASK = tasks.get(f"{TEMPLATE / 'my_task.py'}:TASK")
+FIXTURE = read_fixture(TASK, TEMPLATE / "my_task.json")
+ROWS = tuple(load(TASK, "test", "bundled"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_empty_answer_breaks_the_format(name: str) -> None:
-    task, records = sample(name)
-    score = task.score(records[0], Completion(""))
-    assert score.error in task.format_errors
-    assert score.metrics["format_violation"] == 1
+def rendered(*segments: Segment) -> Task:
+    return replace(TASK, render=lambda record: segments)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_special_tokens_are_absent_from_the_data(name: str) -> None:
-    task, _ = sample(name)
-    for split in SPLITS:
-        for record in load(task, split, "bundled"):
-            text = " ".join(str(record[column]) for column in task.columns)
-            assert not [token for token in task.special_tokens if token in text], record
+def scored(**changes: object) -> Task:
+    def score(record: Record, completion: Completion) -> Score:
+        return replace(TASK.score(record, completion), **changes)  # type: ignore[arg-type]
+
+    return replace(TASK, score=score)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_text_supervises_the_answer_and_the_stop_token(name: str) -> None:
-    task, records = sample(name)
-    for record in records:
-        segments = task.render(record)
-        supervised = "".join(segment.text for segment in segments if segment.loss)
-        assert supervised
-        assert supervised.endswith(task.stop)
-        assert task.decode_text(task.encode_text(supervised)) == supervised
-        if task.kind == "sft":
-            assert segments[0].loss is False
-            assert task.structured_prompt(record) + supervised == "".join(segment.text for segment in segments)
+def raising(record: Record, completion: Completion) -> Score:
+    if "[" in completion.text:
+        raise ZeroDivisionError("a bug in a scorer")
+    return TASK.score(record, completion)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_baseline_prompt_does_not_give_the_answer_away(name: str) -> None:
-    task, records = sample(name)
-    shots = records[:3]
-    for record in records[10:30]:
-        prompt = rest = task.baseline_prompt(record, shots)
-        for shot in shots:
-            assert task.reference(shot) in prompt
-            rest = rest.replace(task.reference(shot), "")
-        assert task.reference(record) not in rest
-        assert not [token for token in task.special_tokens if token in prompt]
-        assert prompt == task.baseline_prompt(record, shots)
-        assert len(task.baseline_prompt(record, [])) < len(prompt)
+def tells(record: Record, shots: Sequence[Record]) -> str:
+    return TASK.baseline_prompt(record, shots) + TASK.reference(record)
+
+
+RATE = Published("m", "s", "facts", 0.5, "a paper")
+BROKEN: dict[str, tuple[Task, str]] = {
+    "no version": (replace(TASK, version=""), "no version"),
+    "two lines": (replace(TASK, description="a\nb"), "no one-line description"),
+    "no violation": (replace(TASK, metrics=TASK.metrics[:3]), "no metric format_violation"),
+    "metric twice": (replace(TASK, metrics=(*TASK.metrics, TASK.metrics[0])), "a metric twice"),
+    "unknown format error": (replace(TASK, format_errors=frozenset({"odd"})), "['odd'] are not among the errors"),
+    "stop is no token": (replace(TASK, stop="\n"), "no special token that is the stop"),
+    "options": (replace(TASK, options={"size": 1}), "no configure()"),
+    "published metric": (replace(TASK, published=(replace(RATE, metric="odd"),)), "no metric 'odd'"),
+    "published source": (replace(TASK, published=(replace(RATE, source=""),)), "without model, setting or source"),
+    "published share": (replace(TASK, published=(replace(RATE, value=58.0),)), "58.0 is no share"),
+    "reference": (replace(TASK, reference=lambda record: "item=a"), "the reference is scored missing_key"),
+    "metric missing": (scored(metrics={"facts": 1.0}), "metrics ['facts'], declared are"),
+    "half": (scored(metrics={**dict.fromkeys(TASK.metric_names, 1.0), "facts": 0.5}), "facts is 0.5"),
+    "category": (scored(error="odd"), "error 'odd' is not among the declared"),
+    "why": (scored(why=""), "why has 0 characters"),
+    "not JSON": (scored(parsed={1, 2}), "cannot be written as JSON"),
+    "surrogate": (scored(parsed="\ud800"), "cannot be written as JSON"),
+    "raises": (replace(TASK, score=raising), "the scorer raised"),
+    "empty is fine": (replace(TASK, format_errors=frozenset({"not_pairs"})), "an empty answer is scored empty"),
+    "token in the data": (replace(TASK, special_tokens=(*TASK.special_tokens, "Please")), "the special token Please"),
+    "no loss": (rendered(Segment("a<END_A>", loss=False)), "does not end in the stop"),
+    "no stop": (rendered(Segment("a", loss=False), Segment("b", loss=True)), "does not end in the stop"),
+    "tail": (rendered(Segment("<END_A>", loss=True), Segment("b", loss=False)), "nothing after it"),
+    "codec": (replace(TASK, encode_text=str.upper), "does not undo"),
+    "tells": (replace(TASK, baseline_prompt=tells), "its answer stands in its own prompt"),
+    "no examples": (replace(TASK, baseline_prompt=lambda record, shots: "Go."), "the prompt lacks the answer"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_task_is_noticed(case: str) -> None:
+    task, fault = BROKEN[case]
+    with pytest.raises(ContractError, match="breaks its contract") as error:
+        check_task(task, ROWS)
+    assert fault in str(error.value)
+
+
+def test_a_scorer_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "SECONDS", 0)
+    assert any("the scorer took" in fault for fault in contract.hostile_answers_are_scored(TASK, ROWS))
+
+
+def test_a_check_without_records_is_no_check() -> None:
+    with pytest.raises(ContractError, match="no records"):
+        check_task(TASK, [])
+
+
+# --- versions
+
+
+def test_the_template_keeps_the_contract_and_is_pinned() -> None:
+    check_task(TASK, ROWS)
+    check_version(TASK, FIXTURE)
+
+
+CHANGES = {
+    "prompt": replace(TASK, baseline_prompt=lambda record, shots: TASK.baseline_prompt(record, shots) + " "),
+    "rendering": rendered(Segment("a", loss=False), Segment("b<END_A>", loss=True)),
+    "verdict": scored(parsed="other"),
+    "metric": replace(TASK, metrics=(replace(TASK.metrics[0], kind="fraction"), *TASK.metrics[1:])),
+    "length": replace(TASK, max_new_tokens=49),
+    "stop of the prompt": replace(TASK, baseline_stop=("\n\n",)),
+    "codec": replace(TASK, encode_text=str.lower),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_without_a_new_version_is_noticed(what: str) -> None:
+    with pytest.raises(ContractError, match=r"changed under version 1.*Raise `version`"):
+        check_version(CHANGES[what], FIXTURE)
+    with pytest.raises(ContractError, match=r"version 2 .* is not pinned"):
+        check_version(replace(CHANGES[what], version="2"), FIXTURE)
+
+
+def test_wording_may_improve() -> None:
+    check_version(replace(scored(why="put better"), name="other", description="other"), FIXTURE)
+
+
+def test_pinned_options_count() -> None:
+    def configure(end: str = ".") -> Task:
+        return replace(TASK, baseline_prompt=lambda record, shots: TASK.baseline_prompt(record, shots) + end)
+
+    task = replace(TASK, options={"end": "."}, configure=configure)
+    both = replace(FIXTURE, options=({"end": "!"},))
+    assert fingerprint(task, both) != fingerprint(task, FIXTURE) == fingerprint(TASK, FIXTURE)
+
+
+@pytest.fixture
+def fixture_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_task.json"
+    path.write_text((TEMPLATE / "my_task.json").read_text(encoding="utf-8"), encoding="utf-8")
+    return path
+
+
+def test_pinning_adds_a_version_and_keeps_the_rest_of_the_file(fixture_file: Path) -> None:
+    before = fixture_file.read_text()
+    assert pin(TASK, fixture_file) == FIXTURE.versions["1"]
+    assert fixture_file.read_text() == before
+    newer = replace(CHANGES["prompt"], version="2")
+    pin(newer, fixture_file)
+    check_version(newer, read_fixture(newer, fixture_file))
+    check_version(TASK, read_fixture(TASK, fixture_file))
+    assert fixture_file.read_text().startswith(before.rpartition('"versions"')[0])
+
+
+def test_a_pinned_version_is_not_pinned_as_something_else(fixture_file: Path) -> None:
+    before = fixture_file.read_text()
+    with pytest.raises(UserError, match="pins as something else"):
+        pin(CHANGES["prompt"], fixture_file)
+    assert fixture_file.read_text() == before
+
+
+@pytest.mark.parametrize("change", [{"rows": []}, {"answers": [{"row": 0}]}, {"versions": None}, {"rows": 3}])
+def test_a_fixture_in_another_form_is_a_user_error(fixture_file: Path, change: dict[str, object]) -> None:
+    fixture_file.write_text(json.dumps({**json.loads(fixture_file.read_text()), **change}))
+    with pytest.raises(UserError, match=r"fixture .*my_task\.json"):
+        read_fixture(TASK, fixture_file)
+
+
+def test_a_missing_fixture_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no_such"):
+        read_fixture(TASK, tmp_path / "no_such.json")

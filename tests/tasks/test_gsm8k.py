@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,6 @@ import tasks
 from tasks.base import SPLITS, Completion, Record, Task, UserError
 from tasks.gsm8k import ERRORS, FORMAT_ERRORS, TASK, VALID_PERCENT
 from tasks.sources import load
-
-VERSIONS = Path(__file__).parent.parent / "golden" / "gsm8k_versions.json"
 
 RECORD = Record(
     "gsm8k-test-0",
@@ -215,23 +210,6 @@ GOLDEN_TEXTS: dict[str, Callable[[], str]] = {
 @pytest.mark.parametrize("name", GOLDEN_TEXTS)
 def test_text_is_the_golden_text(golden: Callable[[str, str], None], name: str) -> None:
     golden(name, GOLDEN_TEXTS[name]() + "\n")
-
-
-def _digest() -> str:
-    """Of everything that decides a number: training text, prompt, and the verdict on each golden answer."""
-    scores = [TASK.score(RECORD, Completion(text, reason)) for text, reason, _, _ in CASES.values()]
-    verdicts = [[list(s.metrics.values()), s.parsed, s.error, s.why] for s in scores]
-    settings = [TASK.special_tokens, TASK.stop, TASK.baseline_stop, TASK.max_new_tokens, TASK.metric_names]
-    everything: list[Any] = [[text() for text in GOLDEN_TEXTS.values()], verdicts, settings]
-    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
-
-
-def test_prompt_and_scorer_change_only_with_the_version() -> None:
-    pinned = json.loads(VERSIONS.read_text())
-    assert pinned.get(TASK.version) == _digest(), (
-        f"prompt, training text or scorer of gsm8k version {TASK.version} changed: numbers are no longer comparable. "
-        f"Raise the version in tasks/gsm8k.py and pin the new one in golden/gsm8k_versions.json: {_digest()}"
-    )
 
 
 def test_structured_prompt_ends_where_the_answer_begins() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -123,6 +124,32 @@ def test_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(tasks.get("viggo"), Task)  # a package cannot take the place of a built-in task
     with pytest.raises(UserError, match="no_such_module_at_all"):
         tasks.get("broken")
+
+
+def test_a_task_of_an_installed_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real look-up, from the files that an installer leaves behind."""
+    package, metadata = tmp_path / "parcels", tmp_path / "parcels-1.0.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "own.py").write_text(TASK_FILE)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: parcels\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[fulltune.tasks]\nown = parcels.own:TASK\nsplit = parcels.own:NUMBER\n[other]\nelse = parcels.own:OTHER\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert tasks.names()[-2:] == ("own", "split")
+    assert tasks.get("own", size=4).description == "size 4"
+    with pytest.raises(UserError, match="entry point split = parcels.own:NUMBER is a int"):
+        tasks.get("split")
+    listed = subprocess.run(
+        [sys.executable, "-c", "import tasks; print(tasks.get('own').name)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(tasks.__file__).parents[1])))},
+    )
+    assert listed.stdout == "own\n"  # a worker, which starts anew, finds it as well
 
 
 def test_option(task_file: Path) -> None:

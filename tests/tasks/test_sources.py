@@ -16,7 +16,7 @@ import pytest
 
 import tasks
 from tasks.base import HubSource, Record, Task, UserError
-from tasks.sources import load, load_with_report, read_references
+from tasks.sources import iterate_references, load, load_with_report, read_references
 
 VIGGO = tasks.get("viggo")
 ROWS = [
@@ -95,6 +95,24 @@ def test_references_take_the_split_from_the_file_name(write: Callable[..., Path]
     path = write(ROWS, stem="held_out")
     assert ids(read_references(VIGGO, path)) == ["viggo-held_out-0", "viggo-held_out-1", "viggo-held_out-2"]
     assert ids(read_references(VIGGO, path, split="test", limit=1)) == ["viggo-test-0"]
+
+
+def test_references_come_one_by_one_as_they_come_all_at_once(
+    write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write([*ROWS, {**ROWS[0], "mr": "no function"}])
+    assert list(iterate_references(VIGGO, path)) == read_references(VIGGO, path)
+    assert list(iterate_references(VIGGO, path, split="test"))[0].id == "viggo-test-0"
+    assert "1 rows not usable" in caplog.text
+
+
+def test_references_before_a_bad_row_have_come(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + '{"mr": \n')
+    rows = iterate_references(VIGGO, path)
+    assert next(rows).id == "viggo-test-0"
+    with pytest.raises(UserError, match="line 2"):
+        next(rows)
 
 
 def test_hub_columns_are_understood_and_extra_ones_kept(write: Callable[..., Path]) -> None:

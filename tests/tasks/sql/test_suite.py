@@ -16,6 +16,7 @@ from tasks.sql.query import Fault, Query, read_query
 from tasks.sql.sandbox import Deadline
 from tasks.sql.schema import read_schema
 from tasks.sql.suite import compare, suite_of
+from tasks.sql.use import use_of
 
 CONTEXT = "CREATE TABLE t (name VARCHAR, age VARCHAR, id VARCHAR)"
 
@@ -24,7 +25,7 @@ def verdict(gold: str, answer: str, context: str = CONTEXT) -> bool:
     suite, query = suite_of(context, gold), read_query(answer, read_schema(context))
     assert not isinstance(suite, Fault)
     assert isinstance(query, Query)
-    return compare(suite, query).match
+    return compare(suite, query, use_of(query.qualified or query.tree, suite.schema)).match
 
 
 def test_suites_are_the_same_everywhere() -> None:

@@ -1,0 +1,231 @@
+"""The plan's bytes beside what live engines hold, on CPU: model states, peak process memory, saved activations.
+
+    python -m benchmarks.plan_memory [--part states|peak|activations ...] [--workers 1 2 4] [--shapes 3] [--json OUT]
+
+states: every worker's weights, gradients, master weights and moments, counted as storages of a real DeepSpeed engine in
+the middle of a step, for ZeRO 0-3. peak: the high-water mark of a process's memory over two steps, less the baseline
+after a smaller engine has come and gone, median of three. activations: storages that autograd saved. Float32, gloo,
+random weights of tiny Llamas. Exit code 1 where a prediction misses its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BOUNDS = {"states": 0.01, "peak": 0.10, "activations": 0.05}
+REPEATS = 3
+# every allocation of 64 KiB and more is mapped and unmapped by itself, so that resident memory is what is in use
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+BUCKET = 1_000_000  # elements, so that buckets do not drown the models
+ZERO = {"reduce_bucket_size": BUCKET, "stage3_prefetch_bucket_size": 100_000, "stage3_max_live_parameters": 2_000_000,
+        "stage3_max_reuse_distance": 2_000_000, "stage3_param_persistence_threshold": 2_000,
+        "contiguous_gradients": True, "overlap_comm": False}  # fmt: skip
+
+
+def architecture(hidden: int, inner: int, layers: int, heads: int, keys: int, vocab: int, tied: bool) -> dict[str, Any]:
+    """A Llama's config.json."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 2048,
+    }
+
+
+# deep and narrow, mostly embedding, and tied with few key heads
+TINY = {
+    "deep": architecture(64, 172, 6, 4, 4, 512, tied=False),
+    "wordy": architecture(48, 128, 2, 4, 2, 4096, tied=False),
+    "tied": architecture(96, 256, 3, 6, 2, 1000, tied=True),
+}
+SMALL = {  # 20 to 40 million parameters: enough to stand out of a process
+    "deep": architecture(512, 1376, 8, 8, 8, 8192, tied=False),
+    "wordy": architecture(384, 1024, 4, 6, 6, 32000, tied=False),
+    "tied": architecture(768, 2048, 4, 12, 4, 8192, tied=True),
+}
+LENGTHS = (150, 90, 144)  # segments of one micro-batch
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the parts that were asked for and prints a table; exit code 1 where a bound is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plan_memory", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--part", nargs="*", choices=[*BOUNDS], default=[*BOUNDS])
+    parser.add_argument("--workers", nargs="*", type=int, default=[1, 2, 4])
+    parser.add_argument("--shapes", nargs="*", choices=[*TINY], default=[*TINY])
+    parser.add_argument("--stages", nargs="*", type=int, choices=range(4), default=[0, 1, 2, 3])
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(argv)
+    rows = [row for part in options.part for row in PARTS[part](options)]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 1 if any(abs(row["error"]) > BOUNDS[row["part"]] for row in rows) else 0
+
+
+def states(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the states table: the fullest worker against the plan, per kind of state."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = {name: write_model(Path(folder) / name, TINY[name]) for name in options.shapes}
+        for workers in options.workers:
+            jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
+            counted = launch("count_states", workers, {"jobs": jobs}, folder)
+            for index, (name, _, stage) in enumerate(jobs):
+                fullest = max((rank[index] for rank in counted), key=lambda kinds: sum(kinds.values()))
+                planned = plan_states(TINY[name], stage, workers)
+                for kind in (*fullest, "total"):
+                    was = fullest[kind] if kind in fullest else sum(fullest.values())
+                    will = planned[kind] if kind in planned else sum(planned.values())
+                    yield say(row("states", f"{name} ZeRO-{stage} x {workers} {kind}", will, was))
+
+
+def plan_states(config: dict[str, Any], stage: int, workers: int) -> dict[str, int]:
+    """The plan's bytes per kind of state."""
+    from fulltune.plan import shape, sharding
+    from fulltune.plan import states as planned
+
+    found = planned.states(
+        shape.of(config), sharding.read(deepspeed(stage)), workers=workers, dtype_bytes=4, decay_groups=True
+    )
+    return {kind: getattr(found, kind) for kind in ("parameters", "gradients", "master", "moments")}
+
+
+def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the peak table, one process per shape and repeat."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = {name: write_model(Path(folder) / name, SMALL[name]) for name in options.shapes}
+        warm = write_model(Path(folder) / "warm", TINY["deep"])
+        for name, model in models.items():
+            arguments = {"warm": str(warm), "model": str(model), "stages": options.stages}
+            runs = [launch("measure_peak", 1, arguments, folder)[0] for _ in range(REPEATS)]
+            for index, stage in enumerate(options.stages):
+                was = int(statistics.median(run[index] for run in runs))
+                yield say(row("peak", f"{name} ZeRO-{stage} x 1", plan_peak(SMALL[name], stage), was))
+
+
+def plan_peak(config: dict[str, Any], stage: int) -> int:
+    """The plan's peak of one worker's tensors."""
+    from fulltune.plan import activations, memory, shape, sharding
+
+    setup = memory.Setup(
+        shape=shape.of(config),
+        sharding=sharding.read(deepspeed(stage)),
+        batch=activations.Batch(sum(LENGTHS), sum(LENGTHS) // 2),
+        workers=1,
+        dtype_bytes=4,
+        checkpointing=False,
+        attention="segments",
+        decay_groups=True,
+        on_gpu=False,
+    )
+    return memory.memory(setup).tensors
+
+
+def activations(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the activation table: with and without checkpointing, float32 and bfloat16."""
+    cases = [(name, dtype, on) for name in options.shapes for dtype in ("float32", "bfloat16") for on in (False, True)]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [[SMALL[name], dtype, on] for name, dtype, on in cases]
+        counted = launch("measure_saved", 1, {"jobs": jobs}, folder)[0]
+    for (name, dtype, on), was in zip(cases, counted, strict=True):
+        what = f"{name} {dtype}{' checkpointed' if on else ''}"
+        yield say(row("activations", what, plan_saved(SMALL[name], dtype, checkpointing=on), was))
+
+
+def plan_saved(config: dict[str, Any], dtype: str, *, checkpointing: bool) -> int:
+    """The plan's bytes between forward and backward pass, the log-probabilities included."""
+    from fulltune.plan import activations, shape
+
+    model, supervised = shape.of(config), sum(LENGTHS) // 2
+    found = activations.activations(
+        model,
+        activations.Batch(sum(LENGTHS), supervised),
+        dtype_bytes=4 if dtype == "float32" else 2,
+        checkpointing=checkpointing,
+        attention="segments",
+    )
+    return found.saved + 4 * supervised * model.vocab_size
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
+    "states": states,
+    "peak": peak,
+    "activations": activations,
+}
+
+
+def row(part: str, what: str, planned: int, measured: int) -> dict[str, Any]:
+    """One comparison; the error is relative to what was measured."""
+    error = (planned - measured) / measured if measured else float(planned != measured)
+    return {"part": part, "what": what, "planned": planned, "measured": measured, "error": error}
+
+
+def say(found: dict[str, Any]) -> dict[str, Any]:
+    """Prints a row and hands it on."""
+    sizes = f"planned {found['planned'] / 1e6:10.3f} MB   measured {found['measured'] / 1e6:10.3f} MB"
+    print(f"{found['part']:<12}{found['what']:<36}{sizes}   {found['error']:+7.2%}", flush=True)
+    return found
+
+
+def deepspeed(stage: int) -> dict[str, Any]:
+    """The DeepSpeed configuration of these runs."""
+    return {"zero_optimization": {"stage": stage} | (ZERO if stage else {})}
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> Path:
+    """A folder with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(folder)
+    return folder
+
+
+def launch(task: str, workers: int, arguments: dict[str, Any], folder: str) -> list[Any]:
+    """Runs `task` below on so many gloo workers and returns what each found."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    command = [sys.executable, "-m", "benchmarks.plan_memory_worker", task, json.dumps(arguments), folder]
+    logs = [Path(folder) / f"{rank}.log" for rank in range(workers)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [rank.wait(timeout=500) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    if any(codes):
+        tails = "\n".join(log.read_text()[-2000:] for log in logs)
+        raise RuntimeError(f"{task}: workers ended with exit codes {codes}\n{tails}")
+    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(workers)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

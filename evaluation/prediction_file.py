@@ -1,0 +1,61 @@
+"""A predictions.jsonl that grows while a model answers, with the `.meta.json` beside it that says what made it.
+
+Used by `predict_api`. A run that was killed goes on where it was: whole lines count, a torn last one is cut off. Lines
+of another model or setting are never continued.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation import jsonl
+from evaluation.predictions import Prediction, read_predictions, write_predictions
+from tasks.base import UserError
+
+
+def meta_path(out: Path) -> Path:
+    """Where the facts about `out` stand."""
+    return out.with_name(f"{out.stem}.meta.json")
+
+
+def read_meta(out: Path) -> dict[str, Any]:
+    """The facts about `out`; empty before its first run."""
+    path = meta_path(out)
+    return jsonl.read_object(path) if path.is_file() else {}
+
+
+def write_meta(out: Path, facts: Mapping[str, Any]) -> None:
+    """Replace the facts about `out`."""
+    jsonl.write_text(meta_path(out), jsonl.dump(facts, indent=1) + "\n")
+
+
+def answered(out: Path, identity: Mapping[str, Any]) -> dict[str, Prediction]:
+    """The predictions that `out` holds already, by id.
+
+    Raises:
+        UserError: they were made under another identity, or nobody says under which.
+    """
+    if not out.exists():
+        return {}
+    before = read_meta(out).get("identity", {})
+    differing = [name for name in identity if before.get(name) != json.loads(jsonl.dump(identity[name]))]
+    if differing:
+        raise UserError(
+            got=f"{out} holds predictions made with another {', '.join(differing)}",
+            wanted="a new file, or one that this command began",
+            fix="choose another --out or delete the file",
+        )
+    with out.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return dict(read_predictions(out).by_id)
+
+
+def finish(out: Path, order: Sequence[str]) -> list[Prediction]:
+    """Put the lines into the order of the records, so that equal predictions are equal files; returns them."""
+    place = {identity: number for number, identity in enumerate(order)}
+    rows = sorted(read_predictions(out).by_id.values(), key=lambda row: place.get(row.id, len(place)))
+    write_predictions(out, rows)
+    return rows

@@ -1,0 +1,109 @@
+"""What a run's time was worth: tokens per second, model FLOPs utilisation, GPU-hours and money, spent and to go.
+
+Fed with the records of the training loop, read by `fulltune.metrics`. Utilisation needs the peak of the device in the
+training dtype and is None where there is none to compare with: on a CPU, on an unknown GPU, in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fulltune.plan import hardware, shape
+from fulltune.plan.flops import step_flops_of_sums
+from fulltune.plan.hardware import Gpu
+from fulltune.plan.shape import ModelShape
+from fulltune.train import StepDone
+
+Figures = dict[str, float | None]
+SLOWER_VARIANTS = {"PCIE", "NVL"}  # of the H100: another peak than the SXM module's in the table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """The constants of a run that its rates and its bill depend on.
+
+    Attributes:
+        workers: devices that work for the run.
+        on_gpu: whether those are GPUs; hours of CPUs are not counted.
+        peak_flops: of one device in the training dtype, FLOP/s.
+        usd_per_hour: of one device.
+    """
+
+    shape: ModelShape
+    workers: int
+    total_steps: int
+    on_gpu: bool = False
+    peak_flops: float | None = None
+    usd_per_hour: float | None = None
+
+    def rates(self, event: StepDone) -> Figures:
+        """Tokens per second over all workers, and MFU as a share of the devices' peak."""
+        seconds = event.data_seconds + event.compute_seconds + event.update_seconds
+        return {
+            "tokens_per_s": round(event.tokens / seconds, 1),
+            "supervised_tokens_per_s": round(event.supervised_tokens / seconds, 1),
+            "padded_tokens_per_s": round(event.padded_tokens / seconds, 1),
+            "mfu": self._utilisation(event, seconds),
+        }
+
+    def _utilisation(self, event: StepDone, seconds: float) -> float | None:
+        if self.peak_flops is None:
+            return None
+        flops = step_flops_of_sums(
+            self.shape,
+            tokens=event.tokens,
+            squared_lengths=event.squared_lengths,
+            supervised_tokens=event.supervised_tokens,
+        )
+        return round(flops.model / (seconds * self.workers * self.peak_flops), 4)
+
+    def bill(self, *, step: int, spent_hours: float, seconds_per_step: float) -> Figures:
+        """GPU-hours and money, so far and for the steps to go; None where there is no GPU or no price.
+
+        Args:
+            spent_hours: for which each of the devices was held, in earlier attempts too.
+            seconds_per_step: of this attempt, validation and saving included.
+        """
+        to_go = (self.total_steps - step) * seconds_per_step
+        hours = (self.workers * spent_hours, self.workers * to_go / 3600) if self.on_gpu else (None, None)
+        return {
+            "seconds_to_go": round(to_go, 1),
+            "gpu_hours": _rounded(hours[0]),
+            "gpu_hours_to_go": _rounded(hours[1]),
+            "cost_usd": _rounded(hours[0], self.usd_per_hour),
+            "cost_usd_to_go": _rounded(hours[1], self.usd_per_hour),
+        }
+
+
+def for_run(model: Path, *, gpu_name: str | None, dtype: str, workers: int, total_steps: int) -> Meter:
+    """The meter of a run that trains the model in that folder.
+
+    Args:
+        gpu_name: as CUDA calls the device; None on CPUs.
+        dtype: of the training; a peak is known for the 16-bit ones.
+    """
+    gpu = None if gpu_name is None else gpu_of(gpu_name)
+    price = None if gpu is None else hardware.price(gpu.name)
+    return Meter(
+        shape=shape.of(json.loads((model / "config.json").read_text())),
+        workers=workers,
+        total_steps=total_steps,
+        on_gpu=gpu_name is not None,
+        peak_flops=gpu.bf16_flops if gpu is not None and dtype in ("bfloat16", "float16") else None,
+        usd_per_hour=None if price is None else price.usd_per_hour,
+    )
+
+
+def gpu_of(name: str) -> Gpu | None:
+    """The table's row for a device name such as "NVIDIA A100-SXM4-80GB"; None for a type that it does not have."""
+    words = {word.removesuffix("GB") for word in re.split(r"[ -]", name.upper())}
+    if "H100" in words and words & SLOWER_VARIANTS:
+        return None
+    return next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
+
+
+def _rounded(hours: float | None, price: float | None = 1.0) -> float | None:
+    return None if hours is None or price is None else round(hours * price, 4)

@@ -1,0 +1,124 @@
+"""GPU types and what they cost: the two tables behind a plan, each row with its source.
+
+Nothing here was measured by fulltune. Prices move: each carries its date, and `--price` replaces it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from tasks.base import UserError
+
+GIB = 2**30
+DATASHEET = "vendor data sheet, dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One type of accelerator.
+
+    Attributes:
+        name: as Ray's `accelerator_type` has it, with the memory size where that alone does not tell.
+        memory: bytes that CUDA reports as total, less than the nominal size.
+        bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second.
+        memory_bandwidth: bytes per second.
+        link_bandwidth: bytes per second to the other GPUs of a usual node, one direction.
+        network_bandwidth: bytes per second between nodes; a ring collective crosses each once, whatever it holds.
+        node_size: GPUs of that instance.
+        node_memory: bytes of its host memory.
+        source: of memory and peak.
+    """
+
+    name: str
+    memory: int
+    bf16_flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+    node_size: int
+    node_memory: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per GPU and hour, without discounts, with its date and where it was read."""
+
+    gpu: str
+    usd_per_hour: float
+    date: str
+    source: str
+
+
+def _gpu(
+    name: str, gib: float, tflops: float, hbm: float, link: float, gbit: float, node: tuple[int, int], source: str
+) -> Gpu:
+    """A row in the units people quote: GiB, TFLOP/s, GB/s, GB/s, Gbit/s per node, (GPUs, GiB of the host)."""
+    size, host = node
+    return Gpu(
+        name=name,
+        memory=int(gib * GIB),
+        bf16_flops=tflops * 1e12,
+        memory_bandwidth=hbm * 1e9,
+        link_bandwidth=link * 1e9,
+        network_bandwidth=gbit * 1e9 / 8,
+        node_size=size,
+        node_memory=host * GIB,
+        source=source,
+    )
+
+
+# total memory: what CUDA's out-of-memory messages report, smallest figure seen in public issues
+GPUS: tuple[Gpu, ...] = (
+    _gpu("A10G", 21.99, 70, 600, 16, 100, (8, 768), "A10 capacity: CogVLM issue 236; 70 TFLOP/s dense; g5.48xlarge"),
+    _gpu("L4", 21.99, 121, 300, 16, 100, (8, 768), f"{DATASHEET}; memory as A10; g6.48xlarge"),
+    _gpu("L40S", 44.40, 362, 864, 32, 400, (8, 1536), f"L40 capacity: Qwen3-VL issue 2097; {DATASHEET}; g6e.48xlarge"),
+    _gpu("RTX-4090", 23.52, 165, 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {DATASHEET}; a workstation"),
+    _gpu("A100-40", 39.50, 312, 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {DATASHEET}; p4d.24xlarge"),
+    _gpu("A100-80", 79.14, 312, 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {DATASHEET}; p4de.24xlarge"),
+    _gpu("H100", 79.11, 989, 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {DATASHEET}; p5.48xlarge"),
+    _gpu("H200", 139.0, 989, 4800, 450, 3200, (8, 2048), f"141 GB less the reserve of its siblings; {DATASHEET}; p5e"),
+)
+
+# names that Ray or people use for a row above; a bare A100 is planned as the smaller one
+ALIASES = {
+    "A10": "A10G",
+    "A100": "A100-40",
+    "A100-40G": "A100-40",
+    "A100-80G": "A100-80",
+    "H100-80": "H100",
+    "4090": "RTX-4090",
+}
+
+PRICES: tuple[Price, ...] = (
+    Price("A10G", 1.006, "2026-06", "AWS g5.xlarge on demand (factualminds.com); larger ones cost more"),
+    Price("L4", 0.80, "2026-03", "AWS g6, lower end of the range (costnimbus.com)"),
+    Price("A100-40", 1.844, "2024-12", "AWS capacity blocks p4d, us-east-2; on demand costs more"),
+    Price("H100", 3.90, "2026-03", "AWS P5 on demand (costnimbus.com)"),
+    Price("H200", 5.408, "2024-12", "AWS capacity blocks p5e, us-east-2"),
+)
+
+
+def gpu(name: str) -> Gpu:
+    """The row of that name, upper or lower case.
+
+    Raises:
+        UserError: no such type; the message has the nearest.
+    """
+    wanted = name.upper().replace("_", "-").removeprefix("NVIDIA-")
+    wanted = ALIASES.get(wanted, wanted)
+    known = {row.name.upper(): row for row in GPUS}
+    if wanted in known:
+        return known[wanted]
+    near = difflib.get_close_matches(wanted, [*known, *ALIASES], n=1, cutoff=0.4)
+    raise UserError(
+        got=f"GPU type {name!r}",
+        wanted=f"one of {', '.join(row.name for row in GPUS)}",
+        fix=f"did you mean {near[0]!r}?" if near else "plan with the type nearest in memory",
+    )
+
+
+def price(name: str) -> Price | None:
+    """The listed price of a GPU type; None where no source is at hand."""
+    return next((row for row in PRICES if row.gpu == name), None)

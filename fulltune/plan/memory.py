@@ -1,0 +1,189 @@
+"""Memory of a run: bytes on each GPU, in host memory and on disk, from shape, sharding and micro-batch.
+
+states + activations + buffers -> Memory. The peak is the larger of two moments: the end of the forward pass of a later
+micro-batch (all states, accumulated gradients, all activations), and the optimizer step (activations gone, float32
+gradients there). Everything is arithmetic on what the code allocates; an allowance on top stands for what no tensor
+accounts for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fulltune.plan.activations import Activations, Attention, Batch, activations
+from fulltune.plan.shape import ModelShape
+from fulltune.plan.sharding import Sharding
+from fulltune.plan.states import FP32, States, states
+
+GIB = 2**30
+CONTEXT = GIB  # CUDA context, kernels, NCCL channels and cuBLAS workspaces of one process
+FRAGMENTATION = 0.05  # of what is allocated and freed within a step, with expandable segments
+PROCESS = 2 * GIB  # a worker's Python, torch and CUDA libraries in host memory
+EXPORT_FILE = 4 * GIB  # fulltune.export.FILE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that decides about memory.
+
+    Attributes:
+        dtype_bytes: of weights and activations.
+        decay_groups: two parameter groups (train.weight_decay > 0).
+        workers_per_node: that share one host's memory.
+    """
+
+    shape: ModelShape
+    sharding: Sharding
+    batch: Batch
+    workers: int
+    dtype_bytes: int
+    checkpointing: bool
+    attention: Attention
+    decay_groups: bool = False
+    workers_per_node: int = 1
+    on_gpu: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBytes:
+    """Bytes on one GPU at the peak; the parts add up to `total`.
+
+    Attributes:
+        optimizer: master weights and moments.
+        logits: of the supervised positions, with their gradients.
+        buffers: gathered weights, communication buckets, the copies of the update, the allowance.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where the bytes are.
+
+    Attributes:
+        tensors: peak of one worker's tensors alone, without the allowance.
+        host: of one node while training.
+        host_loading: of one node while the weights load.
+        host_export: of the machine that exports.
+        nvme: of one node's local disk, for offload.
+    """
+
+    gpu: GpuBytes
+    tensors: int
+    host: int
+    host_loading: int
+    host_export: int
+    nvme: int
+
+
+def memory(setup: Setup) -> Memory:
+    """The memory of a run."""
+    held = _states(setup)
+    active = activations(
+        setup.shape,
+        setup.batch,
+        dtype_bytes=setup.dtype_bytes,
+        checkpointing=setup.checkpointing,
+        attention=setup.attention,
+    )
+    buckets = communication(setup)
+    backward = active.saved + max(active.loss, active.working) + buckets
+    transient = max(backward, held.update + resting_buckets(setup))
+    allowance = CONTEXT + int(FRAGMENTATION * transient) if setup.on_gpu else 0
+    shown = _shown(active)
+    gpu = GpuBytes(
+        parameters=held.parameters,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
+        activations=shown.saved + shown.working,
+        logits=shown.loss,
+        buffers=transient - (shown.saved + shown.working + shown.loss) + allowance,
+    )
+    per_node = setup.workers_per_node
+    host = per_node * (held.host + PROCESS + (0 if setup.on_gpu else gpu.total))
+    return Memory(
+        gpu=gpu,
+        tensors=held.device + transient,
+        host=host,
+        host_loading=per_node * (_loading(setup) + PROCESS),
+        host_export=EXPORT_FILE + 2 * FP32 * setup.shape.largest_tensor + PROCESS,
+        nvme=per_node * held.nvme,
+    )
+
+
+def _states(setup: Setup) -> States:
+    return states(
+        setup.shape,
+        setup.sharding,
+        workers=setup.workers,
+        dtype_bytes=setup.dtype_bytes,
+        decay_groups=setup.decay_groups,
+    )
+
+
+def _shown(active: Activations) -> Activations:
+    """Loss and a layer's working set follow each other: the larger is shown, so that parts add up to the peak."""
+    if active.loss >= active.working:
+        return Activations(active.saved, 0, active.loss)
+    return Activations(active.saved, active.working - active.loss, active.loss)
+
+
+def communication(setup: Setup) -> int:
+    """Buckets, gathered weights and the gradient on its way, during the backward pass."""
+    sharding, e = setup.sharding, setup.dtype_bytes
+    if sharding.stage == 0:
+        return 0  # gradients are reduced once the backward pass is over: `resting_buckets`
+    # one gradient waits for its reduction; one that exceeds the bucket goes alone, with a copy
+    largest = setup.shape.largest_tensor
+    oversized = 2 * e * largest if largest > sharding.reduce_bucket else 0
+    return resting_buckets(setup) + gathered(setup) + oversized
+
+
+def resting_buckets(setup: Setup) -> int:
+    """Buckets that outlive the backward pass; at stage 0 the flat copy in which gradients are reduced."""
+    sharding, e = setup.sharding, setup.dtype_bytes
+    used = min(sharding.reduce_bucket, setup.shape.parameters)
+    if sharding.stage == 0:
+        return e * min(500_000_000, setup.shape.parameters)  # deepspeed.runtime.engine.MEMORY_OPT_ALLREDUCE_SIZE
+    copies = 2 if sharding.overlap_comm or sharding.stage == 3 else 1  # stage 3: the scattered copy of the bucket
+    return copies * e * used
+
+
+def gathered(setup: Setup) -> int:
+    """Weights that stage 3 holds whole beside the shards: up to `max_live`, or the largest tensor if that is more."""
+    if setup.sharding.stage != 3:
+        return 0
+    limit = max(setup.sharding.max_live, setup.shape.largest_tensor) + setup.sharding.prefetch_bucket
+    return setup.dtype_bytes * min(limit, setup.shape.parameters)
+
+
+def _loading(setup: Setup) -> int:
+    """Host bytes of one worker while weights load: whole models below stage 3, file by file with it."""
+    weights = setup.dtype_bytes * setup.shape.parameters
+    return min(weights, 5 * GIB) if setup.sharding.stage == 3 else weights
+
+
+def checkpoint_bytes(setup: Setup) -> int:
+    """One sharded checkpoint on shared storage, all workers together: weights, master weights, moments.
+
+    Stages 1 to 3 keep the float32 partition beside the weights; stage 0 in float32 has only the weights.
+    """
+    count, e = setup.shape.parameters, setup.dtype_bytes
+    master = 0 if setup.sharding.stage == 0 and e == FP32 else FP32 * count
+    weights = 0 if setup.sharding.stage == 3 else e * count  # stage 3 writes only its float32 partitions
+    return weights + master + 2 * FP32 * count
+
+
+def export_bytes(setup: Setup) -> int:
+    """The exported model on disk."""
+    return setup.dtype_bytes * setup.shape.parameters

@@ -1,0 +1,225 @@
+"""The plan of a run: everything `fulltune plan` prints, from the recipe, the model's config.json and token lengths.
+
+shape -> setup -> memory, workload -> time -> Plan. No weights, no GPU, no cluster, no network, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fulltune import device
+from fulltune.config import RunConfig
+from fulltune.engine import settings
+from fulltune.plan import hardware, memory, search, shape, sharding, time, workload
+from fulltune.plan.hardware import Gpu
+from fulltune.plan.memory import Memory, Setup
+from fulltune.plan.search import Choice
+from fulltune.plan.workload import Lengths, Workload
+from tasks.base import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STUDY_LENGTH = 512  # the study padded every example to its context
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user adds to a recipe.
+
+    Attributes:
+        gpu: a type from the table; default: ray.accelerator_type.
+        usd_per_hour: per GPU, instead of the table's price.
+        host_memory: bytes per node, instead of the table's; on CPUs this machine's.
+    """
+
+    gpu: str | None = None
+    usd_per_hour: float | None = None
+    host_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The configuration of Anyscale's Llama-2 study on this model and cluster: ZeRO-3, everything offloaded, padded.
+
+    Attributes:
+        states_without_offload: bytes per GPU that ZeRO-3 alone would take.
+        padding: tokens computed per real token.
+        step_seconds, step_seconds_without: planned, with and without offload, on real tokens.
+    """
+
+    states_without_offload: int
+    fits_without_offload: bool
+    host: int
+    padding: float
+    step_seconds: float
+    step_seconds_without: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answers.
+
+    Attributes:
+        problems: why it does not fit, one sentence each; empty if it does.
+        best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
+    """
+
+    config: RunConfig
+    setup: Setup
+    memory: Memory
+    work: Workload
+    gpu: Gpu | None
+    host_memory: int
+    hours: float
+    cost_usd: float | None
+    checkpoint: int
+    checkpoints_kept: int
+    problems: tuple[str, ...]
+    best: Choice | None
+    smallest: Choice | None
+    smallest_with_offload: Choice | None
+    study: Study | None
+    assumptions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+
+def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, options: Options) -> Plan:
+    """Plans a run.
+
+    Args:
+        model_config: config.json of the model, with the vocabulary as it will be trained.
+
+    Raises:
+        UserError: no such GPU type, or none named for a run on GPUs.
+    """
+    gpu = _gpu(config, options)
+    work = workload.workload(config, lengths)
+    made = setup(config, shape.of(model_config), work, gpu)
+    found = memory.memory(made)
+    host_memory = options.host_memory or (gpu.node_memory if gpu else _this_machine())
+    seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
+    hours = work.steps * seconds / 3600
+    price = _price(gpu, options)
+    searched = (config, made, lengths, gpu, host_memory) if gpu else None
+    return Plan(
+        config=config,
+        setup=made,
+        memory=found,
+        work=work,
+        gpu=gpu,
+        host_memory=host_memory,
+        hours=hours,
+        cost_usd=hours * config.ray.num_workers * price if price is not None else None,
+        checkpoint=memory.checkpoint_bytes(made),
+        checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
+        problems=_problems(found, gpu, host_memory),
+        best=search.fastest(*searched) if searched else None,
+        smallest=search.smallest(*searched, offload=False) if searched else None,
+        smallest_with_offload=search.smallest(*searched, offload=True) if searched else None,
+        study=_study(made, work, gpu) if gpu else None,
+        assumptions=tuple(_assumptions(config, made, lengths, gpu, options)),
+    )
+
+
+def _gpu(config: RunConfig, options: Options) -> Gpu | None:
+    if not config.ray.use_gpu and options.gpu is None:
+        return None
+    name = options.gpu or config.ray.accelerator_type
+    if name is None:
+        raise UserError(
+            got="ray.use_gpu without ray.accelerator_type",
+            wanted="the type of GPU to plan for",
+            fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
+        )
+    return hardware.gpu(name)
+
+
+def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:
+    """What decides about this run's memory."""
+    workers = config.ray.num_workers
+    return Setup(
+        shape=model,
+        sharding=sharding.read(settings.base(config)),
+        batch=work.largest,
+        workers=workers,
+        dtype_bytes=BYTES[device.dtype_name(config.model.dtype, use_gpu=gpu is not None)],
+        checkpointing=config.train.gradient_checkpointing,
+        attention="segments",
+        decay_groups=config.train.weight_decay > 0,
+        workers_per_node=min(workers, gpu.node_size) if gpu else workers,
+        on_gpu=gpu is not None,
+    )
+
+
+def _this_machine() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _price(gpu: Gpu | None, options: Options) -> float | None:
+    if options.usd_per_hour is not None:
+        return options.usd_per_hour
+    listed = hardware.price(gpu.name) if gpu else None
+    return listed.usd_per_hour if listed else None
+
+
+def _problems(found: Memory, gpu: Gpu | None, host_memory: int) -> tuple[str, ...]:
+    problems = []
+    if gpu is not None and found.gpu.total > gpu.memory:
+        problems.append(f"needs {gb(found.gpu.total)} per GPU, an {gpu.name} has {gb(gpu.memory)}")
+    for what, size in (("training", found.host), ("loading the weights", found.host_loading)):
+        if size > host_memory:
+            problems.append(f"{what} needs {gb(size)} of host memory per node, there are {gb(host_memory)}")
+    return tuple(problems)
+
+
+def _study(made: Setup, work: Workload, gpu: Gpu) -> Study:
+    plain = sharding.Sharding(stage=3, overlap_comm=True, max_live=500_000_000, reduce_bucket=20_000_000)
+    moved = replace(plain, offload_optimizer="cpu", offload_param="cpu")
+    without, with_offload = replace(made, sharding=plain), replace(made, sharding=moved)
+    resident = memory.memory(without)
+    return Study(
+        states_without_offload=resident.gpu.parameters + resident.gpu.gradients + resident.gpu.optimizer,
+        fits_without_offload=resident.gpu.total <= gpu.memory,
+        host=memory.memory(with_offload).host,
+        padding=STUDY_LENGTH * work.examples * work.epochs / work.tokens,
+        step_seconds=time.step_seconds(with_offload, work, gpu),
+        step_seconds_without=time.step_seconds(without, work, gpu),
+    )
+
+
+def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | None, options: Options) -> list[str]:
+    found = [f"tokens: {lengths.source}"]
+    if gpu is None:
+        found.append(f"memory: all {made.workers} workers on one machine, tensors only; processes at 2 GiB each")
+        found.append(f"time: planned at {time.CPU_FLOPS / 1e9:.0f} GFLOP/s per core")
+        return found
+    found.append("memory: attention per segment with PyTorch's kernels; FlashAttention's own kernel takes less")
+    found.append(
+        f"memory: {gb(memory.CONTEXT)} for CUDA and NCCL, {memory.FRAGMENTATION:.0%} of temporary tensors for "
+        f"fragmentation; {gpu.name} with {gb(gpu.memory)} usable ({gpu.source})"
+    )
+    found.append(
+        f"time: planned at {time.mfu(gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s ({time.SOURCE}) or at the speed "
+        "of the network, whichever is slower; start-up, validation and checkpoints not counted"
+    )
+    listed = hardware.price(gpu.name)
+    if options.usd_per_hour is not None:
+        found.append(f"cost: ${options.usd_per_hour:.3f} per GPU-hour, as given")
+    elif listed is not None:
+        found.append(f"cost: ${listed.usd_per_hour:.3f} per GPU-hour, {listed.date}, {listed.source}")
+    else:
+        found.append(f"cost: no sourced price for {gpu.name}; give one with --price")
+    if options.host_memory is None:
+        found.append(f"host: {gb(gpu.node_memory)} and {gpu.node_size} GPUs per node, as in the usual instance")
+    return found
+
+
+def gb(count: float) -> str:
+    """Bytes for people: 6.7 GB, 512 MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

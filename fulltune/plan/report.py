@@ -1,0 +1,188 @@
+"""A plan for people, on one screen, and for programs, as JSON. Every figure is planned, none measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fulltune.plan import hardware, memory, planner, search, sharding
+from fulltune.plan.hardware import Gpu
+from fulltune.plan.planner import Plan, gb
+from fulltune.plan.search import Choice
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """The plan as docs/plan.schema.json describes it; bytes, hours and USD."""
+    gpu, made = found.memory.gpu, found.setup
+    return {
+        "planned": True,
+        "recipe": found.config.ray.name,
+        "model": found.config.model.name_or_path or "random initialisation",
+        "parameters": made.shape.parameters,
+        "gpu": found.gpu.name if found.gpu else None,
+        "workers": made.workers,
+        "sharding": made.sharding.name,
+        "fits": found.fits,
+        "problems": list(found.problems),
+        "gpu_bytes": {
+            "parameters": gpu.parameters,
+            "gradients": gpu.gradients,
+            "optimizer": gpu.optimizer,
+            "activations": gpu.activations,
+            "logits": gpu.logits,
+            "buffers": gpu.buffers,
+            "total": gpu.total,
+        },
+        "gpu_capacity_bytes": found.gpu.memory if found.gpu else None,
+        "host_bytes": found.memory.host,
+        "host_loading_bytes": found.memory.host_loading,
+        "host_export_bytes": found.memory.host_export,
+        "host_capacity_bytes": found.host_memory,
+        "nvme_bytes": found.memory.nvme,
+        "checkpoint_bytes": found.checkpoint,
+        "disk_bytes": found.checkpoint * found.checkpoints_kept + memory.export_bytes(made),
+        "examples": found.work.examples,
+        "tokens": found.work.tokens,
+        "supervised_tokens": found.work.supervised,
+        "steps": found.work.steps,
+        "micro_batches_per_step": found.work.micro_batches,
+        "micro_batch_tokens": found.work.largest.tokens,
+        "hours": found.hours,
+        "cost_usd": found.cost_usd,
+        "fastest_that_fits": _choice(found.best),
+        "smallest_cluster": _choice(found.smallest),
+        "smallest_cluster_with_offload": _choice(found.smallest_with_offload),
+        "study": _study(found),
+        "assumptions": list(found.assumptions),
+    }
+
+
+def _choice(choice: Choice | None) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    return {
+        "deepspeed": choice.deepspeed,
+        "workers": choice.workers,
+        "micro_batch_tokens": choice.micro_batch_tokens,
+        "gradient_checkpointing": choice.gradient_checkpointing,
+        "step_seconds": choice.step_seconds,
+        "gpu_bytes": choice.gpu_bytes,
+        "host_bytes": choice.host_bytes,
+    }
+
+
+def _study(found: Plan) -> dict[str, Any] | None:
+    study = found.study
+    if study is None:
+        return None
+    return {
+        "states_without_offload_bytes": study.states_without_offload,
+        "fits_without_offload": study.fits_without_offload,
+        "host_bytes": study.host,
+        "padding": study.padding,
+        "step_seconds": study.step_seconds,
+        "step_seconds_without_offload": study.step_seconds_without,
+    }
+
+
+def text(found: Plan) -> str:
+    """One screen."""
+    made = found.setup
+    where = f"{made.workers} x {found.gpu.name}" if found.gpu else f"{made.workers} CPU workers"
+    verdict = "fits" if found.fits else "does NOT fit: " + "; ".join(found.problems)
+    lines = [
+        f"{found.config.ray.name} on {where}, {made.sharding.name}: planned, not measured",
+        f"{made.shape.parameters:,} parameters, {made.shape.num_layers} layers, vocabulary {made.shape.vocab_size:,}",
+        "",
+        f"  {verdict}",
+        "",
+        *_memory(found),
+        "",
+        *_time(found),
+    ]
+    if found.gpu is not None:
+        lines += ["", *_choices(found), "", *_study_text(found), "", *_types(found)]
+    return "\n".join([*lines, "", "assumptions", *(f"  {line}" for line in found.assumptions)])
+
+
+def _memory(found: Plan) -> list[str]:
+    gpu = found.memory.gpu
+    unit = "per GPU" if found.gpu else "per worker"
+    capacity = f" of {gb(found.gpu.memory)}" if found.gpu else ""
+    offload = f", {gb(found.memory.nvme)} on NVMe" if found.memory.nvme else ""
+    made = found.setup
+    return [
+        f"memory {unit}: {gb(gpu.total)}{capacity}",
+        f"  weights {gb(gpu.parameters)}, gradients {gb(gpu.gradients)}, optimizer {gb(gpu.optimizer)}",
+        f"  activations {gb(gpu.activations)}, logits {gb(gpu.logits)}, buffers {gb(gpu.buffers)}",
+        f"  micro-batch of {made.batch.tokens:,} tokens at most, {made.batch.supervised:,} of them supervised"
+        + (", activations recomputed" if made.checkpointing else ""),
+        f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading; "
+        f"export {gb(found.memory.host_export)}; of {gb(found.host_memory)}",
+        f"disk: {gb(found.checkpoint)} per checkpoint, at most {found.checkpoints_kept} at a time; "
+        f"export {gb(memory.export_bytes(made))}",
+    ]
+
+
+def _time(found: Plan) -> list[str]:
+    work = found.work
+    cost = f"${found.cost_usd:,.2f}" if found.cost_usd is not None else "no price"
+    return [
+        f"run: {work.steps:,} steps of {work.micro_batches} micro-batches per worker, {work.tokens:,} tokens "
+        f"({work.supervised / work.tokens:.0%} supervised)",
+        f"time: {hours(found.hours)} planned; cost: {cost}",
+    ]
+
+
+def hours(value: float) -> str:
+    """Hours for people."""
+    return f"{value:,.1f} h" if value >= 1 else f"{60 * value:,.1f} min"
+
+
+def _choices(found: Plan) -> list[str]:
+    rows = (
+        ("fastest that fits", found.best),
+        ("smallest cluster", found.smallest),
+        ("  with host memory", found.smallest_with_offload),
+    )
+    return [f"{name:<20}{_choice_text(choice)}" for name, choice in rows]
+
+
+def _choice_text(choice: Choice | None) -> str:
+    if choice is None:
+        return "none"
+    recompute = "on" if choice.gradient_checkpointing else "off"
+    return (
+        f"{choice.workers:>3} GPUs  {choice.deepspeed:<18} micro-batch {choice.micro_batch_tokens:>6,}  "
+        f"checkpointing {recompute:<4}{gb(choice.gpu_bytes):>9}  {choice.step_seconds:,.1f} s/step"
+    )
+
+
+def _study_text(found: Plan) -> list[str]:
+    study = found.study
+    assert study is not None, "a plan on GPUs has it"
+    verdict = "fit without it" if study.fits_without_offload else "would not fit without it"
+    return [
+        f"the study's configuration (ZeRO-3, all offloaded, padded to {planner.STUDY_LENGTH}) on this cluster:",
+        f"  {gb(study.states_without_offload)} of states per GPU {verdict}; it puts {gb(study.host)} on each host,",
+        f"  {study.step_seconds:,.1f} s/step against {study.step_seconds_without:,.1f}, and computes "
+        f"{study.padding:.1f} tokens per real one",
+    ]
+
+
+def _types(found: Plan) -> list[str]:
+    """The same run on every type of GPU in the table: as configured, and with ZeRO-3 alone."""
+    lines = [f"{'the same on':<12}{'memory':>10}  {'as configured':<26}{'ZeRO-3 without offload':<26}"]
+    for gpu in hardware.GPUS:
+        cells = [_cell(found, gpu, found.setup.sharding), _cell(found, gpu, sharding.Sharding(3, max_live=500_000_000,
+                 reduce_bucket=20_000_000, overlap_comm=True))]  # fmt: skip
+        lines.append(f"{gpu.name:<12}{gb(gpu.memory):>10}  {cells[0]:<26}{cells[1]:<26}")
+    return lines
+
+
+def _cell(found: Plan, gpu: Gpu, tried: sharding.Sharding) -> str:
+    from dataclasses import replace
+
+    per_node = min(found.setup.workers, gpu.node_size)
+    need = memory.memory(replace(found.setup, sharding=tried, workers_per_node=per_node))
+    good = search.fits(need, gpu, gpu.node_memory)
+    return f"{gb(need.gpu.total):>9} {'fits' if good else 'does not fit'}"

@@ -1,0 +1,107 @@
+"""What a run has to compute: examples, tokens, steps, and how large its micro-batches get.
+
+From the data's own token lengths where they are at hand, else from what the published data set has; the plan says
+which. No tokenizer and no torch here: lengths come in as an array.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fulltune.config import RunConfig
+from fulltune.plan.activations import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Token counts of the training examples.
+
+    Attributes:
+        tokens, supervised: (n,) per example.
+        source: where they come from, in words for the plan.
+        known: they are this data's own, not an assumption.
+    """
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+    source: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The arithmetic of a run.
+
+    Attributes:
+        tokens, supervised: of the whole run.
+        squares: sum of squared example lengths of the whole run: attention's share of the work.
+        steps: optimizer steps of the whole run.
+        micro_batches: per worker and step, on average at least.
+        largest: the micro-batch that memory must hold.
+    """
+
+    examples: int
+    epochs: float
+    tokens: int
+    supervised: int
+    squares: float
+    steps: int
+    micro_batches: int
+    largest: Batch
+
+
+def assumed(rows: int, mean: float, spread: float, share: float, source: str) -> Lengths:
+    """Lengths of a data set of which only totals are known: rows of two lengths with this mean and spread."""
+    low, high = max(1, round(mean - spread)), round(mean + spread)
+    tokens = np.where(np.arange(rows) % 2, high, low)
+    return Lengths(tokens, np.maximum(1, np.round(tokens * share)).astype(np.int64), source, known=False)
+
+
+def workload(config: RunConfig, lengths: Lengths) -> Workload:
+    """The work of a run on these lengths; rows over data.max_length are left out, as `prepare` does."""
+    kept = lengths.tokens <= config.data.max_length
+    tokens, supervised = lengths.tokens[kept], lengths.supervised[kept]
+    train = config.train
+    per_epoch = math.ceil(len(tokens) / train.global_batch_size)
+    planned = math.ceil(train.num_epochs * per_epoch)
+    steps = min(planned, train.max_steps or planned)
+    epochs = steps / per_epoch
+    capacity, micro_batches = _micro_batches(config, tokens)
+    return Workload(
+        examples=len(tokens),
+        epochs=epochs,
+        tokens=round(epochs * int(tokens.sum())),
+        supervised=round(epochs * int(supervised.sum())),
+        squares=epochs * float((tokens.astype(np.float64) ** 2).sum()),
+        steps=steps,
+        micro_batches=micro_batches,
+        largest=_largest(config, tokens, supervised, capacity, micro_batches),
+    )
+
+
+def _micro_batches(config: RunConfig, tokens: np.ndarray) -> tuple[int, int]:
+    """Tokens that a micro-batch may hold, and how many a worker takes per step (`fulltune.batches.pack`)."""
+    size, workers = min(config.train.global_batch_size, len(tokens)), config.ray.num_workers
+    if not config.data.packing:
+        return int(tokens.max()), max(1, math.ceil(size / workers))
+    capacity = max(config.train.micro_batch_tokens, int(tokens.max()))
+    return capacity, max(1, math.ceil(size * float(tokens.mean()) / (capacity * workers)))
+
+
+def _largest(config: RunConfig, tokens: np.ndarray, supervised: np.ndarray, capacity: int, micro_batches: int) -> Batch:
+    """A bound on the largest micro-batch.
+
+    Bins are filled longest first into the emptiest, so none exceeds the mean load by more than one example; the mean
+    load of a step stays within three standard deviations of a sum of so many examples.
+    """
+    if not config.data.packing:
+        return Batch(capacity, int(supervised.max()))
+    size = min(config.train.global_batch_size, len(tokens))
+    step = size * float(tokens.mean()) + 3 * math.sqrt(size) * float(tokens.std())
+    bins = config.ray.num_workers * micro_batches
+    load = min(capacity, math.ceil(step / bins) + int(tokens.max()))
+    share = float(supervised.sum()) / float(tokens.sum())
+    return Batch(load, min(load, math.ceil(1.1 * share * load)))

@@ -1,0 +1,148 @@
+"""Validation by the task's own metric, beside training: the files through which the run and its validator speak.
+
+    checkpoint published -> (ray_jobs.validate: export, generate, score) -> validation/step-N.json
+                         -> worker 0: metrics.jsonl, early stopping        -> driver: the best checkpoint
+
+The validator never touches the sharded model and the workers never wait for it. A validation that failed, ran out of
+time or was overtaken by a newer checkpoint is a record like any other; the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fulltune import checkpoint
+from fulltune.config import ValidationConfig
+from tasks.base import Task, UserError
+
+FOLDER = "validation"
+EARLY_STOP = "early-stop.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the validation of one checkpoint.
+
+    Attributes:
+        metrics: mean per metric of the task, over `n` rows; empty unless `status` is "done".
+        started, ended: seconds since the epoch.
+        why: for a validation that failed or was skipped.
+    """
+
+    step: int
+    status: Literal["done", "failed", "skipped"]
+    started: float
+    ended: float
+    n: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    why: str = ""
+
+
+def check(config: ValidationConfig, task: Task) -> None:
+    """Refuses, before anything is spent, a metric that cannot choose a checkpoint."""
+    if config.metric is None:
+        return
+    usable = [metric.name for metric in task.metrics if metric.higher_is_better is not None]
+    if config.metric not in usable:
+        raise UserError(
+            got=f"validation.metric={config.metric}",
+            wanted=f"a metric of task {task.name} that has a better and a worse: {', '.join(usable)}",
+            fix="name one of them, or leave it out to validate by loss",
+        )
+
+
+def file_of(run: Path, step: int) -> Path:
+    """Where the outcome of a step stands once it is known."""
+    return run / FOLDER / f"{checkpoint.name(step)}.json"
+
+
+def write(run: Path, outcome: Outcome) -> None:
+    """Publishes an outcome whole."""
+    path = file_of(run, outcome.step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(asdict(outcome), indent=1))
+    os.replace(temporary, path)
+
+
+def read(run: Path) -> list[Outcome]:
+    """All outcomes of a run, by step."""
+    return [Outcome(**json.loads(path.read_text())) for path in sorted((run / FOLDER).glob("step-*.json"))]
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Drops what is said of steps that will be taken again."""
+    for outcome in read(run):
+        if outcome.step > step:
+            file_of(run, outcome.step).unlink()
+    stop = run / FOLDER / EARLY_STOP
+    if stop.exists() and json.loads(stop.read_text())["step"] > step:
+        stop.unlink()
+
+
+def pending(run: Path, steps: Sequence[int], every: int, last: int) -> list[int]:
+    """Of the published `steps`, those whose validation is due and whose outcome is not known."""
+    return [step for step in steps if (step % every == 0 or step == last) and not file_of(run, step).exists()]
+
+
+def best(outcomes: Sequence[Outcome], metric: str, *, higher_is_better: bool) -> Outcome | None:
+    """The best outcome; of equal ones the earliest."""
+    done = [outcome for outcome in outcomes if outcome.status == "done" and metric in outcome.metrics]
+    sign = 1.0 if higher_is_better else -1.0
+    return max(done, key=lambda outcome: (sign * outcome.metrics[metric], -outcome.step), default=None)
+
+
+def out_of_patience(outcomes: Sequence[Outcome], metric: str, *, higher_is_better: bool, patience: int) -> bool:
+    """Whether the last `patience` validations brought nothing better than what was there before them."""
+    winner = best(outcomes, metric, higher_is_better=higher_is_better)
+    if winner is None:
+        return False
+    later = [outcome for outcome in outcomes if outcome.status == "done" and outcome.step > winner.step]
+    return len(later) >= patience
+
+
+def stopped_early(run: Path) -> int | None:
+    """The step after which a run ended because its metric got no better; None if it did not."""
+    path = run / FOLDER / EARLY_STOP
+    return int(json.loads(path.read_text())["step"]) if path.exists() else None
+
+
+def write_early_stop(run: Path, step: int) -> None:
+    """Says that the run is complete although steps are left."""
+    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    (run / FOLDER / EARLY_STOP).write_text(json.dumps({"step": step}))
+
+
+class Watch:
+    """Worker 0's view of the outcomes while it trains."""
+
+    def __init__(self, run: Path, config: ValidationConfig, task: Task) -> None:
+        assert config.metric is not None, "made for runs that validate by a metric"
+        assert config.every_steps is not None, "checked by the configuration"
+        self._run, self._metric, self._patience, self._every = run, config.metric, config.patience, config.every_steps
+        self._higher = bool(task.metric(config.metric).higher_is_better)
+        self._told = {outcome.step for outcome in read(run)}
+
+    def news(self) -> list[Outcome]:
+        """Outcomes that have come in since the last call."""
+        new = [outcome for outcome in read(self._run) if outcome.step not in self._told]
+        self._told |= {outcome.step for outcome in new}
+        return new
+
+    def exhausted(self) -> bool:
+        """Whether the run has waited long enough for a better value."""
+        return self._patience is not None and out_of_patience(
+            read(self._run), self._metric, higher_is_better=self._higher, patience=self._patience
+        )
+
+    def wanted_steps(self) -> list[int]:
+        """Checkpoints that must stay: the best so far, and those that wait for their validation."""
+        winner = best(read(self._run), self._metric, higher_is_better=self._higher)
+        steps = checkpoint.published(self._run / checkpoint.FOLDER)
+        waiting = pending(self._run, steps, self._every, last=max(steps, default=0))
+        return waiting if winner is None else [*waiting, winner.step]

@@ -1,0 +1,48 @@
+"""What a recipe will need, before anything is spent: memory per GPU and host, disk, steps, time and cost, all planned.
+
+Needs no GPU, no cluster, no weights and no network. Exit code 0 if it fits, 1 if it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ray_jobs.commands import recipe
+
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides, the hardware."""
+    recipe.add_recipe(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object (docs/plan.schema.json)")
+    parser.add_argument("--gpu", metavar="NAME", help="plan for this type of GPU, for example A100-80")
+    parser.add_argument("--price", type=_positive, metavar="USD", help="per GPU and hour, instead of the listed price")
+    parser.add_argument(
+        "--host-memory", type=_positive, metavar="GIB", help="of a node, instead of the usual instance's"
+    )
+    parser.add_argument("--fetch", action="store_true", help="let config.json, tokenizer and data come from the hub")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the plan."""
+    from fulltune.plan import report
+    from fulltune.plan.planner import Options
+    from ray_jobs.plan import plan
+
+    options = Options(
+        gpu=arguments.gpu,
+        usd_per_hour=arguments.price,
+        host_memory=int(arguments.host_memory * GIB) if arguments.host_memory else None,
+    )
+    found = plan(recipe.load(arguments), options, fetch=arguments.fetch, say=recipe.say)
+    print(json.dumps(report.as_json(found), indent=1) if arguments.json else report.text(found))
+    return 0 if found.fits else 1
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a number above 0")
+    return value

@@ -1,0 +1,87 @@
+"""`fulltune probe`: a base model's few-shot curve and what it recognises, before anybody pays for training.
+
+predict with k = 0, 1, 2, 4, 8 shots -> score      likelihood of the right and of another answer -> evaluation.probe
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import tasks
+from evaluation.predictions import read_predictions
+from evaluation.probe import Verdict, judge
+from evaluation.score import score
+from fulltune import device
+from ray_jobs import cluster, predict
+from ray_jobs.predict import Request
+from tasks.base import Record, Task
+from tasks.sources import load
+
+SHOTS = (0, 1, 2, 4, 8)
+PAIR_SEED = 23  # which other record's answer stands against the right one
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was found, and where its files are."""
+
+    verdict: Verdict
+    out: Path
+
+
+def probe(base: Request, out: Path, *, shots: Sequence[int] = SHOTS, say: Callable[[str], None]) -> Probe:
+    """Runs the curve; a killed probe goes on where it was.
+
+    Args:
+        base: the request without shots; its `out` and `label` are set here.
+        out: folder for the predictions and probe.json.
+    """
+    task = tasks.get(base.task, **dict(base.task_options))
+    records = load(task, base.split, base.source, columns=dict(base.columns) or None, limit=base.limit)
+    curve = []
+    with cluster.connected():
+        for k in shots:
+            label = f"{k}-shot"
+            file = predict.predict(dataclasses.replace(base, shots=k, label=label, out=out / f"{label}.jsonl"), say=say)
+            curve.append((k, score(task, records, read_predictions(file))))
+        recognised = _recognised(base, task, records, out) if base.prompt == "natural" else None
+    verdict = judge(task, curve, recognised)
+    (out / "probe.json").write_text(json.dumps(verdict.as_json(), indent=1))
+    return Probe(verdict, out)
+
+
+def _recognised(base: Request, task: Task, records: Sequence[Record], out: Path) -> list[bool]:
+    """Per record, whether its own answer is likelier than another record's, per character of the answer."""
+    folder = predict.model_folder(dataclasses.replace(base, out=out / "recognition"))
+    resources = {"num_cpus": base.cpus_per_worker, "num_gpus": 1.0 if base.use_gpu else 0.0}
+    environment = {"env_vars": device.worker_environment(use_gpu=base.use_gpu)}
+    remote: Any = ray.remote(recognise).options(runtime_env=environment, max_retries=2, **resources)
+    result: list[bool] = ray.get(remote.remote(base, folder, list(records), _others(task, records)))
+    return result
+
+
+def _others(task: Task, records: Sequence[Record]) -> list[str]:
+    """For each record an answer that is not its own, drawn by seed."""
+    answers = [task.reference(record) for record in records]
+    choose = random.Random(PAIR_SEED)
+    return [choose.choice([other for other in answers if other != own] or [""]) for own in answers]
+
+
+def recognise(request: Request, folder: Path, records: list[Record], others: list[str]) -> list[bool]:
+    """The Ray task: compares the mean log-likelihood per token of two answers to the same prompt."""
+    from fulltune import generate
+
+    task = tasks.get(request.task, **dict(request.task_options))
+    generator = generate.load(folder, task, prompt_style="natural", use_gpu=request.use_gpu)
+    return [
+        generator.log_likelihood(record, task.reference(record)) > generator.log_likelihood(record, other)
+        for record, other in zip(records, others, strict=True)
+    ]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import stdev
+from typing import Any
+
+import pytest
+
+from evaluation import charts, findings
+from evaluation.compare import measure
+from evaluation.comparison import Comparison, Entry
+from tasks.base import Record, Task
+
+Build = Callable[..., Entry]
+
+
+def _measure(entries: list[Entry], task: Task, records: list[Record]) -> Comparison:
+    none: dict[str, Any] = dict.fromkeys(("source", "split", "spec", "limit"))
+    empty: dict[str, Any] = {"title": "t", "loss_curve": (), "provenance": {}}
+    return measure(entries, task=task, records=records, processes=1, **none, **empty)
+
+
+def _wrong(count: int) -> set[int]:
+    return set(range(count))
+
+
+@pytest.fixture
+def found(entry: Build, fake_task: Task, many: list[Record]) -> Comparison:
+    """Base at 0, 2 and 8 shots; tuned on 50 rows and, with two seeds, on 400; the tuned one in plain words as well."""
+    tuned: dict[str, Any] = {"role": "tuned", "setting": "s", "prompt": "structured", "shots": 0}
+    rows = [
+        entry(f"base-{shots}shot", many, _wrong(wrong), role="base", prompt="natural", shots=shots)
+        for shots, wrong in ((8, 60), (0, 110), (2, 90))
+    ]
+    rows += [
+        entry("small", many, _wrong(50), **tuned, training_rows=50, seed=1),
+        entry("large-natural", many, _wrong(70), **(tuned | {"prompt": "natural"}), training_rows=400, seed=1),
+        entry("large-1", many, _wrong(12), **tuned, training_rows=400, seed=1),
+        entry("large-2", many, _wrong(24), **tuned, training_rows=400, seed=2),
+        entry("stranger", many, _wrong(1), role="tuned", training_rows=400, seed=3, shots=0, prompt="structured"),
+    ]
+    return _measure(rows, fake_task, many)
+
+
+def test_few_shot_curves_are_in_order_of_shots(found: Comparison) -> None:
+    (curve,) = found.series.few_shot
+    assert (curve.name, curve.metric) == ("base", "correct")
+    assert [(point.x, point.labels) for point in curve.points] == [
+        (0, ("base-0shot",)),
+        (2, ("base-2shot",)),
+        (8, ("base-8shot",)),
+    ]
+    assert [point.mean for point in curve.points] == pytest.approx([10 / 120, 30 / 120, 60 / 120])
+    assert all(point.low < point.mean < point.high for point in curve.points)
+    said = findings.curve_sentence(curve, "shots", found)
+    assert said.startswith(
+        "base, correct: few-shot examples help; 8.3 % at 0 shots, 50.0 % at 8 (+41.7 points, p < 0.001)"
+    )
+
+
+def test_learning_curves_join_runs_of_one_recipe_and_average_their_seeds(found: Comparison) -> None:
+    (curve,) = found.series.learning
+    assert [(point.x, point.labels) for point in curve.points] == [(50, ("small",)), (400, ("large-1", "large-2"))]
+    last = curve.points[-1]
+    assert (last.mean, last.low, last.high) == pytest.approx((0.85, 0.8, 0.9))
+    assert "58.3 % at 50 rows, 85.0 % at 400 (+26.7 points)" in findings.curve_sentence(curve, "rows", found)
+
+
+def test_seeds_have_a_spread(found: Comparison) -> None:
+    (spread,) = found.series.seeds
+    assert (spread.seeds, spread.labels) == ((1, 2), ("large-1", "large-2"))
+    assert spread.deviation == pytest.approx(stdev([0.9, 0.8]))
+    said = findings.spread_sentence(spread, found)
+    assert "mean 85.0 % over 2 seeds (1, 2), standard deviation 7.1 points, from 80.0 % to 90.0 %" in said
+
+
+def test_prompts_are_compared_for_the_same_model_only(found: Comparison) -> None:
+    (pair,) = found.series.prompts
+    assert {pair.a: pair.prompt_a, pair.b: pair.prompt_b} == {"large-natural": "natural", "large-1": "structured"}
+    (said,) = findings.prompt_sentences(found)
+    assert "48.3 points" in said
+
+
+def test_few_shot_examples_that_do_nothing_are_called_that(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry(f"base-{k}", many, _wrong(60 + k), role="base", prompt="natural", shots=k) for k in (0, 1, 2)]
+    comparison = _measure(rows, fake_task, many)
+    assert "do not clearly help" in findings.curve_sentence(comparison.series.few_shot[0], "shots", comparison)
+
+
+def test_rows_without_these_details_make_no_series(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry("base", many, {1}), entry("tuned", many, {2})]
+    series = _measure(rows, fake_task, many).series
+    assert (series.few_shot, series.learning, series.seeds, series.prompts) == ((), (), (), ())
+
+
+def test_where_tuning_did_not_help_is_said(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry("base", many, _wrong(20)), entry("api", many, _wrong(18)), entry("tuned", many, _wrong(90))]
+    against_base, against_api = findings.findings(_measure(rows, fake_task, many))
+    assert (against_base.other, against_api.other) == ("base", "api")
+    assert [verdict.metric.name for verdict in against_base.worse] == ["correct", "shared"]
+    assert [verdict.metric.name for verdict in against_base.unclear] == ["format_violation"]
+    assert against_base.better == ()
+
+
+def test_charts_keep_inside_their_frame_and_put_more_higher(found: Comparison, fake_task: Task) -> None:
+    (chart,) = charts.line_charts(found.series.learning, fake_task.metrics, axis="rows", log=True)
+    (line,) = chart.lines
+    assert [tick.label for tick in chart.x_ticks] == ["50", "400"]
+    assert [tick.label for tick in chart.y_ticks] == ["0", "25", "50", "75", "100"]
+    for x, y in line.dots:
+        assert charts.LEFT <= x <= charts.RIGHT
+        assert charts.TOP <= y <= charts.BOTTOM
+    assert line.dots[1][1] < line.dots[0][1]
+    assert all(low >= y >= high for (_, y), (_, low, high) in zip(line.dots, line.whiskers, strict=True))
+
+
+def test_labels_of_an_axis_do_not_run_into_each_other(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry(f"base-{k}", many, {k}, role="base", shots=k) for k in (0, 1, 2, 30, 31, 32)]
+    comparison = _measure(rows, fake_task, many)
+    (chart,) = charts.line_charts(comparison.series.few_shot, fake_task.metrics, axis="shots", log=False)
+    places = [tick.at for tick in chart.x_ticks]
+    assert all(b - a >= charts.MIN_GAP for a, b in zip(places, places[1:], strict=False))
+    assert chart.x_ticks[-1].label == "32"
