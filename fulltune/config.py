@@ -6,32 +6,26 @@ folder. Unknown keys are errors that name the nearest known key. No torch here, 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tasks.base import UserError
+from fulltune.schema import Section, checked, read_tree
 
-Schema = TypeVar("Schema", bound=BaseModel)
 # the task's own format, its natural-language baseline prompt, and that prompt inside the model's chat template
 PromptStyle = Literal["structured", "natural", "chat"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class TokenizerTraining(_Section):
+class TokenizerTraining(Section):
     """A byte-level BPE trained on the task's own training text, for tiny models built from nothing."""
 
     vocab_size: int = Field(1024, ge=300, description="tokens before the task's special tokens are added")
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model is tuned and how it is loaded."""
 
     name_or_path: str | None = Field(None, description="hub id or folder (safetensors, or GGUF files)")
@@ -56,13 +50,13 @@ class ModelConfig(_Section):
         return self
 
 
-class MethodConfig(_Section):
+class MethodConfig(Section):
     """What is trained: every parameter."""
 
     kind: Literal["full"] = "full"
 
 
-class MixturePart(_Section):
+class MixturePart(Section):
     """One source of a mixture; without count or weight it gives each of its rows once per epoch."""
 
     task: str | None = Field(None, description="default: the recipe's task")
@@ -80,7 +74,7 @@ class MixturePart(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the records come from and how they become token sequences."""
 
     source: str = Field("bundled", description="bundled, hub, or a path to a file or folder")
@@ -109,7 +103,7 @@ class DataConfig(_Section):
 _Positive = Annotated[float, Field(gt=0)]
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The optimisation itself. Batch sizes count examples of one optimizer step over all workers."""
 
     num_epochs: float = Field(1.0, gt=0)
@@ -139,7 +133,7 @@ class TrainConfig(_Section):
     seed: int = Field(42, ge=0)
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """Where the run takes place and where it keeps its files."""
 
     num_workers: int | tuple[int, int] = Field(
@@ -179,7 +173,7 @@ class RayConfig(_Section):
         return value
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When sharded checkpoints are written and which ones stay. The last step is always saved."""
 
     every_steps: int | None = Field(None, ge=1)
@@ -191,7 +185,7 @@ class CheckpointConfig(_Section):
     upload_to: str | None = Field(None, description="also keep them on an object store, for example s3://bucket/prefix")
 
 
-class ValidationConfig(_Section):
+class ValidationConfig(Section):
     """Loss over the supervised tokens of the validation split and, with `metric`, the task's own score of answers."""
 
     every_steps: int | None = Field(None, ge=1)
@@ -214,13 +208,13 @@ class ValidationConfig(_Section):
         return self
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """What is logged besides metrics.jsonl."""
 
     log_every_steps: int = Field(1, ge=1)
 
 
-class ReportModel(_Section):
+class ReportModel(Section):
     """A row of the report: the base or the tuned model under a prompt."""
 
     model: Literal["base", "tuned"]
@@ -228,7 +222,7 @@ class ReportModel(_Section):
     prompt: PromptStyle | None = Field(None, description="default: natural for base models")
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """The comparison that follows the training."""
 
     split: Literal["train", "valid", "test"] = "test"
@@ -241,7 +235,7 @@ class ReportConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run, completely described."""
 
     task: str = Field(description="a task's name, or path/to/file.py:TASK")
@@ -296,125 +290,6 @@ def resolve(tree: Mapping[str, Any], origin: str) -> RunConfig:
     return checked(tree, RunConfig, origin)
 
 
-def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML mapping with the overrides put over it, unchecked."""
-    tree = _read_yaml(path)
-    for override in overrides:
-        _apply(tree, override)
-    return tree
-
-
-def checked(tree: Mapping[str, Any], schema: type[Schema], origin: str) -> Schema:
-    """The mapping as an object of that schema; unknown keys and every other problem in one UserError."""
-    _refuse_unknown_keys(tree, schema, prefix="", origin=origin)
-    try:
-        return schema.model_validate(dict(tree))
-    except ValidationError as error:
-        raise _as_user_error(error, origin) from None
-
-
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML; `load` reads it back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            got=f"recipe {path}: {error.strerror}", wanted="a readable YAML file", fix="check the path"
-        ) from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(got=f"{path}: {error}", wanted="valid YAML", fix="mend the line named above") from None
-    if not isinstance(tree, dict):
-        raise UserError(
-            got=f"{path} holds {type(tree).__name__}",
-            wanted="a mapping of configuration keys",
-            fix="see ray_jobs/recipes",
-        )
-    return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Sets `a.b.c=value` in the tree; the value is read as YAML, so numbers, lists and null work."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(
-            got=f"override {override!r}", wanted="dotted.key=value", fix="for example train.learning_rate=1e-5"
-        )
-    *parents, leaf = key.split(".")
-    node = tree
-    for part in parents:
-        child = node.get(part)
-        node[part] = dict(child) if isinstance(child, dict) else {}
-        node = node[part]
-    try:
-        node[leaf] = _scalar(text)
-    except yaml.YAMLError:
-        raise UserError(
-            got=f"override {override!r}", wanted="a value that YAML reads", fix="quote it: key='\"the value\"'"
-        ) from None
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text) if text else ""
-    if isinstance(value, str):
-        # YAML 1.1 reads 5e-4 as a string: take what Python takes for a number
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _refuse_unknown_keys(tree: Mapping[str, Any], section: type[BaseModel], prefix: str, origin: str) -> None:
-    for key, value in tree.items():
-        if key not in section.model_fields:
-            raise _unknown_key(str(key), section, prefix, origin)
-        child = _section_of(section.model_fields[key].annotation)
-        if child is not None and isinstance(value, Mapping):
-            _refuse_unknown_keys(value, child, f"{prefix}{key}.", origin)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class behind `X` or `X | None`, if there is one."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _unknown_key(key: str, section: type[BaseModel], prefix: str, origin: str) -> UserError:
-    everywhere = list(all_keys(section) if not prefix else all_keys())
-    near = [prefix + k for k in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)]
-    near = near or [k for k in everywhere if k.rsplit(".", 1)[-1] == key][:1]
-    near = near or difflib.get_close_matches(prefix + key, everywhere, n=1, cutoff=0.5)
-    advice = f"did you mean {near[0]!r}?" if near else "see `fulltune train RECIPE --print-config` for all keys"
-    known = ", ".join(section.model_fields)
-    return UserError(got=f"unknown key {prefix + key!r} in {origin}", wanted=f"one of: {known}", fix=advice)
-
-
-def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterable[str]:
-    """Every dotted key of the configuration."""
-    for name, field in section.model_fields.items():
-        child = _section_of(field.annotation)
-        if child is None:
-            yield prefix + name
-        else:
-            yield from all_keys(child, f"{prefix}{name}.")
-
-
-def _as_user_error(error: ValidationError, origin: str) -> UserError:
-    problems = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "(whole recipe)"
-        value = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (came: {item['input']!r})"
-        problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{value}")
-    return UserError(
-        got=f"{origin}: " + "; ".join(problems),
-        wanted="values as `fulltune train RECIPE --print-config` shows them",
-        fix="change the key in the recipe or give key=value on the command line",
-    )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 import tasks
 from evaluation import chat, predict_api, prices
@@ -27,19 +27,16 @@ from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
 from evaluation.pool import TaskSpec
-from fulltune import config, provenance
+from fulltune import provenance
 from fulltune.config import PromptStyle
+from fulltune.schema import Section, checked, read_tree
 from ray_jobs import cluster
 from ray_jobs.predict import Request, predict, usual_prompt
 from tasks.base import Record, Task, UserError
 from tasks.sources import load
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class BenchmarkTask(_Section):
+class BenchmarkTask(Section):
     """What is asked: a split of a task's records."""
 
     task: str = Field(description="a task's name, or path/to/file.py:TASK")
@@ -50,7 +47,7 @@ class BenchmarkTask(_Section):
     limit: int | None = Field(None, ge=1, description="the first N rows by index")
 
 
-class BenchmarkModel(_Section):
+class BenchmarkModel(Section):
     """A row of every report: a folder, a hub id or openai:NAME, and how it is asked."""
 
     label: str
@@ -68,7 +65,7 @@ class BenchmarkModel(_Section):
     api_key_env: str = "OPENAI_API_KEY"
 
 
-class Benchmark(_Section):
+class Benchmark(Section):
     """A benchmark, completely described."""
 
     name: str = ""
@@ -100,9 +97,9 @@ class Benchmark(_Section):
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Benchmark:
     """The benchmark of a YAML file; UserError for every problem in it."""
-    tree = config.read_tree(path, overrides)
+    tree = read_tree(path, overrides)
     tree.setdefault("name", path.stem)
-    return config.checked(tree, Benchmark, str(path))
+    return checked(tree, Benchmark, str(path))
 
 
 def run(benchmark: Benchmark, *, say: Callable[[str], None], arguments: Sequence[str] = ()) -> Path:

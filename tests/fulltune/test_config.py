@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fulltune import config
+from fulltune import config, schema
 from tasks.base import UserError
 
 MINIMAL = {"task": "viggo", "model": {"name_or_path": "some/model"}}
@@ -90,7 +90,7 @@ def test_broken_yaml_and_missing_files_are_user_errors(tmp_path):
 
 
 def test_every_key_is_described_or_speaks_for_itself():
-    keys = list(config.all_keys())
+    keys = list(schema.all_keys(config.RunConfig))
     assert "train.learning_rate" in keys
     assert "deepspeed" in keys
     assert len(keys) == len(set(keys))
