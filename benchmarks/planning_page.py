@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import deepspeed_configs
-from benchmarks import fit_throughput
+from benchmarks import estimators, fit_throughput
 from fulltune import architectures
 from fulltune.plan import fits, hardware, published, shape, sharding, throughput
 from fulltune.plan.activations import Batch
@@ -108,7 +108,7 @@ def _plan_row(model: str, cluster: str, gpu: Gpu, workers: int) -> str:
         host, has = least.memory.host / GIB, gpu.node_memory / GIB
         need = f"{least.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB | {host:,.0f} of {has:,.0f} GiB"
         return f"| {model} | {cluster} | **none**; the nearest is {least.file} | | {need} | | | |"
-    best = min(held, key=lambda option: (round(option.step.total, 3), option.memory.gpu.total))
+    best = min(held, key=_rank)
     hours = STEPS * best.step.total / 3600
     price = hardware.price(gpu.name)
     cost = f"${hours * workers * price.usd_per_hour:,.2f}" if price else "no price listed"
@@ -120,6 +120,11 @@ def _plan_row(model: str, cluster: str, gpu: Gpu, workers: int) -> str:
         f"| {model} | {cluster} | {name} | {size} | {per_gpu} | {host} "
         f"| {best.step.total:.1f} s | {hours * 60:.1f} min | {cost} |"
     )
+
+
+def _rank(option: Option) -> tuple[float, int, int, int]:
+    """Of equally fast ones, as `fulltune.plan.search`: the least sharded, then the fewest passes, then the smallest."""
+    return round(option.step.total, 3), FILES.index(option.file), option.micro_batches, option.memory.gpu.total
 
 
 # what the study trained on: single-GPU nodes for 7B and 13B, four g5.48xlarge for 70B
@@ -221,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": fit_throughput.errors_by_pair,
     "excluded": fit_throughput.exclusions,
     "fits": fit_cases,
+    "estimators": estimators.scores,
 }
 
 

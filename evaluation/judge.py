@@ -174,11 +174,6 @@ def _read(
     try:
         bar: dict[str, Any] = {"unit": "reply", "disable": not sys.stderr.isatty(), "leave": False}
         bar |= {"total": len(chats), "desc": reader.metric.name}
-            "total": len(chats),
-            "unit": "reply",
-            "disable": not sys.stderr.isatty(),
-            "leave": False,
-        }
         for name, outcome in tqdm(reader.client.ask_all(chats), **bar):
             outcomes[name] = outcome
     except Stopped as reason:

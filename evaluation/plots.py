@@ -7,6 +7,7 @@ itself, so that they follow its width and colours). Figures are built without py
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,9 +77,9 @@ def metrics_png(comparison: Comparison) -> bytes | None:
     for place, model in enumerate(models):
         rows = [model.scores.metrics[metric.name] for metric in metrics]
         heights = [index - 0.4 + thick * (place + 0.5) for index in range(len(metrics))]
-        means = [100 * (row.mean or 0.0) for row in rows]
-        low = [100 * ((row.mean or 0.0) - (row.low or 0.0)) for row in rows]
-        high = [100 * ((row.high or 0.0) - (row.mean or 0.0)) for row in rows]
+        means = [_percent(row.mean) for row in rows]
+        low = [mean - _percent(row.low) for mean, row in zip(means, rows, strict=True)]
+        high = [_percent(row.high) - mean for mean, row in zip(means, rows, strict=True)]
         axes.barh(heights, means, height=0.86 * thick, color=_colour(comparison, model), label=_plain(model.label))
         axes.errorbar(means, heights, xerr=[low, high], fmt="none", ecolor="#1b1f24", elinewidth=1, capsize=2.5)
     axes.set_yticks(range(len(metrics)), [metric.name for metric in metrics])
@@ -87,6 +88,11 @@ def metrics_png(comparison: Comparison) -> bytes | None:
     axes.set_xlabel(f"% of {comparison.n:,} records, 95 % interval")
     _legend(figure, axes, columns=3)
     return _png(figure)
+
+
+def _percent(share: float | None) -> float:
+    """In percent; what was not measured is drawn as nothing, not as 0."""
+    return math.nan if share is None else 100.0 * share
 
 
 def errors_png(comparison: Comparison) -> bytes:

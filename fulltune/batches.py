@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -60,6 +62,32 @@ class Step:
     squared_lengths: int = 0
 
 
+class Loader(Protocol):
+    """Where a worker's steps come from: a table (`StepPlanner`) or a stream (`fulltune.stream.StreamPlanner`)."""
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+
+    def step(self, number: int) -> Step:
+        """This worker's share of step `number`, from 1."""
+
+    def load(self, indices: Sequence[int]) -> MicroBatch:
+        """The tensors of one of its micro-batches."""
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The records behind the example indices of the step planned last."""
+
+    def outlook(self, number: int) -> dict[str, int]:
+        """What workers must agree on before step `number`."""
+
+    def files(self) -> dict[str, str]:
+        """What a checkpoint keeps of this worker's place in the data: file name -> content."""
+
+    def restore(self, folder: Path) -> None:
+        """Goes to where a checkpoint was taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlanner:
     """Plans the steps of a run. Steps count from 1, as in logs and checkpoint names."""
@@ -98,6 +126,26 @@ class StepPlanner:
             padded_tokens=dummies * int(self.table.lengths.min()),
             squared_lengths=int((lengths**2).sum()),
         )
+
+    def load(self, indices: Sequence[int]) -> MicroBatch:
+        """The tensors of a micro-batch of a step."""
+        return collate(self.table, indices)
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """The records behind example indices."""
+        return [self.table[i].id for i in indices]
+
+    def outlook(self, number: int) -> dict[str, int]:
+        """What workers must agree on before step `number`, or they would wait for each other for ever."""
+        after = {"next step": number, "its micro-batches": len(self.step(number).micro_batches)}
+        return {"rows": len(self.table), "steps": self.total_steps} | after
+
+    def files(self) -> dict[str, str]:
+        """Nothing to keep: the plan of a step is a function of its number."""
+        return {}
+
+    def restore(self, folder: Path) -> None:
+        """Nothing to restore."""
 
     @property
     def _capacity(self) -> int:
@@ -148,11 +196,12 @@ def _fill(lengths: np.ndarray, order: Sequence[int], capacity: int, num_bins: in
 def collate(table: TokenTable, indices: Sequence[int]) -> MicroBatch:
     """The tensors of one micro-batch. No indices: a dummy, the shortest example with weight zero."""
     if not indices:
-        return _collate([table[int(table.lengths.argmin())]], weight=0.0)
-    return _collate([table[i] for i in indices], weight=1.0)
+        return collate_examples([table[int(table.lengths.argmin())]], weight=0.0)
+    return collate_examples([table[i] for i in indices], weight=1.0)
 
 
-def _collate(examples: Sequence[Example], weight: float) -> MicroBatch:
+def collate_examples(examples: Sequence[Example], weight: float) -> MicroBatch:
+    """The tensors of some examples, one after another."""
     lengths = [len(example.input_ids) for example in examples]
     ids = np.concatenate([example.input_ids for example in examples])  # (T,)
     # the label of the next token, and none after the last token of an example

@@ -62,6 +62,24 @@ class MethodConfig(_Section):
     kind: Literal["full"] = "full"
 
 
+class MixturePart(_Section):
+    """One source of a mixture; without count or weight it gives each of its rows once per epoch."""
+
+    task: str | None = Field(None, description="default: the recipe's task")
+    task_options: dict[str, Any] = Field(default_factory=dict)
+    source: str | None = Field(None, description="bundled, hub, or a path; default: data.source")
+    columns: dict[str, str] = Field(default_factory=dict, description="source column -> task column")
+    limit: int | None = Field(None, ge=1, description="only the first rows of the source")
+    count: int | None = Field(None, ge=1, description="exactly so many examples per epoch, repeated where too few")
+    weight: float | None = Field(None, gt=0, description="share of what the weighted parts hold together")
+
+    @model_validator(mode="after")
+    def _is_measured_once(self) -> MixturePart:
+        if self.count is not None and self.weight is not None:
+            raise ValueError("a part of a mixture has a count or a weight, not both")
+        return self
+
+
 class DataConfig(_Section):
     """Where the records come from and how they become token sequences."""
 
@@ -69,9 +87,23 @@ class DataConfig(_Section):
     columns: dict[str, str] = Field(default_factory=dict, description="source column -> task column")
     max_length: int = Field(512, ge=8, description="longer rows are left out, counted and listed")
     packing: bool = Field(True, description="several examples per micro-batch, each with attention of its own")
-    loader: Literal["exact"] = Field("exact", description="the same examples per step for any number of workers")
+    loader: Literal["exact", "streaming"] = Field(
+        "exact",
+        description="exact: the same examples per step for any number of workers; streaming: tokenise on the way, for "
+        "corpora larger than a disk (needs train.max_steps and a free CPU)",
+    )
+    shuffle_buffer: int = Field(10_000, ge=0, description="streaming: examples among which a worker shuffles")
     loss_on: Literal["completion", "all"] = "completion"
     limit: int | None = Field(None, ge=1, description="only the first rows of the training split")
+    mixture: tuple[MixturePart, ...] = Field((), description="several training sources in place of `source`")
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> DataConfig:
+        if self.mixture and self.limit is not None:
+            raise ValueError("data.limit does not apply to a mixture: give its parts a limit")
+        if self.mixture and self.loader == "streaming":
+            raise ValueError("data.loader: streaming takes one source, not a mixture")
+        return self
 
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -232,6 +264,12 @@ class RunConfig(_Section):
         if not value.strip():
             raise ValueError("task is empty; name one, for example viggo")
         return value
+
+    @model_validator(mode="after")
+    def _stream_has_an_end(self) -> RunConfig:
+        if self.data.loader == "streaming" and self.train.max_steps is None:
+            raise ValueError("data.loader: streaming needs train.max_steps, for the length of a stream is not known")
+        return self
 
     @property
     def run_dir(self) -> Path:

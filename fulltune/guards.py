@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
-from fulltune.data import TokenTable
-
 SETTINGS = frozenset({"on_nonfinite", "max_skips", "on_loss_spike", "spike_window", "spike_threshold"})
 MIN_LOSSES = 10  # so many must be known before one can be called unusual
 MIN_SPREAD = 0.01  # of the median: a flat curve has almost no deviation, and every wiggle would be many of it
@@ -60,9 +58,9 @@ class Fault(Protocol):
     def example_indices(self) -> Sequence[int]: ...
 
 
-def write_fault(run: Path, table: TokenTable, fault: Fault) -> Path:
+def write_fault(run: Path, fault: Fault, ids: Sequence[str]) -> Path:
     """Leaves `nonfinite-<step>.json` in the run folder: what was not finite, and the records that the step held."""
-    examples = [{"id": table[i].id, "row": i, "tokens": int(table.lengths[i])} for i in fault.example_indices]
+    examples = [{"id": name, "row": row} for name, row in zip(ids, fault.example_indices, strict=True)]
     file = run / f"nonfinite-{fault.step}.json"
     file.write_text(json.dumps({"step": fault.step, fault.what: str(fault.value), "examples": examples}, indent=1))
     return file

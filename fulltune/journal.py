@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fulltune import guards
-from fulltune.data import TokenTable
+from fulltune.batches import Loader
 from fulltune.metrics import MetricsLog
 from fulltune.train import Event, NonFinite, Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Watch
@@ -26,7 +26,7 @@ class Journal:
     """
 
     run: Path
-    table: TokenTable
+    loader: Loader
     log: MetricsLog
     watch: Watch | None
     tell: Callable[[str], None]
@@ -48,5 +48,5 @@ class Journal:
 
     def fault(self, fault: Skipped | NonFinite) -> None:
         """Which records a step held whose loss or gradient is not finite."""
-        file = guards.write_fault(self.run, self.table, fault)
+        file = guards.write_fault(self.run, fault, self.loader.ids(fault.example_indices))
         self.tell(f"{fault.what} {fault.value} at step {fault.step}; its records are listed in {file}")

@@ -114,12 +114,16 @@ def head_ends_the_model(config: Any) -> bool:
     with no_init_weights(), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         head: Any = model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear or head.bias is not None:
+        if not _is_plain(head):
             return False
         hidden, answer = torch.zeros(1, 1, head.in_features), torch.zeros(())
     model.base_model.forward = lambda *_, **__: _Backbone(hidden)
     head.forward = lambda _: answer
     return model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits is answer
+
+
+def _is_plain(head: Any) -> bool:
+    return type(head) is torch.nn.Linear and head.bias is None
 
 
 class _Backbone:

@@ -70,18 +70,21 @@ def _download(config: ModelConfig) -> Path:
         ) from None
 
 
-def prepare(config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int, cache: Path) -> Path:
+def prepare(
+    config: ModelConfig, task: Task, texts: Sequence[str], *, seed: int, cache: Path, others: Sequence[Task] = ()
+) -> Path:
     """Builds the run's starting folder (weights, config, tokenizer), or finds it built.
 
     Args:
+        others: further tasks of a mixture, whose tokens are added after those of the run's task.
         texts: training texts, for a tokenizer that is trained.
         seed: of the random initialisation and of the noise in new rows.
     """
     source = resolve_source(config, cache)
     tokenizer = _tokenizer(config, source, texts)
     base_eos = tokenizer.eos_token_id
-    new_ids = tok.add_task_tokens(tokenizer, task)
-    rows = _starting_rows(config, task, tokenizer, new_ids, base_eos)
+    new_ids = tok.add_task_tokens(tokenizer, task, *others)
+    rows = _starting_rows(config, (task, *others), tokenizer, new_ids, base_eos)
     folder = cache / f"model-{_key(config, source, tokenizer, rows, seed)}"
     if (folder / "config.json").exists():
         return folder
@@ -125,22 +128,23 @@ def _sample(file: Path, size: int = 2**20) -> bytes:
 
 
 def _starting_rows(
-    config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
+    config: ModelConfig, tasks: Sequence[Task], tokenizer: tok.Tokenizer, new_ids: Sequence[int], eos: int | None
 ) -> dict[int, Rule]:
-    """New id -> how its row starts. The stop token means what EOS meant, unless told otherwise."""
-    rows = {new: _rule(config, task, tokenizer, new) for new in new_ids}
-    stop = tok.stop_id(tokenizer, task)
-    if config.stop_token_init == "eos" and stop in rows and eos is not None:
-        rows[stop] = (eos,)
+    """New id -> how its row starts. A stop token means what EOS meant, unless told otherwise."""
+    rows = {new: _rule(config, tasks, tokenizer, new) for new in new_ids}
+    for stop in (tok.stop_id(tokenizer, task) for task in tasks):
+        if config.stop_token_init == "eos" and stop in rows and eos is not None:
+            rows[stop] = (eos,)
     return rows
 
 
-def _rule(config: ModelConfig, task: Task, tokenizer: tok.Tokenizer, new_id: int) -> Rule:
-    """The configured rule; `description` becomes the ids of the task's words, or of the token's letters."""
+def _rule(config: ModelConfig, tasks: Sequence[Task], tokenizer: tok.Tokenizer, new_id: int) -> Rule:
+    """The configured rule; `description` becomes the ids of a task's words, or of the token's letters."""
     if config.new_token_init != "description":
         return config.new_token_init
     token = tokenizer.convert_ids_to_tokens(new_id)
-    text = task.token_descriptions.get(token) or " ".join(re.findall("[a-z]+", token.lower()))
+    described = {name: words for task in tasks for name, words in task.token_descriptions.items()}
+    text = described.get(token) or " ".join(re.findall("[a-z]+", token.lower()))
     return tuple(tokenizer(text, add_special_tokens=False).input_ids) or "mean"
 
 

@@ -23,13 +23,14 @@ import torch
 
 import tasks
 from fulltune import checkpoint, comm, device, guards, meter, metrics, mirror, state, validation
-from fulltune.batches import StepPlanner, collate, pack
+from fulltune.batches import Loader, StepPlanner, collate, pack
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
 from fulltune.journal import Journal
 from fulltune.metrics import MetricsLog
 from fulltune.saver import Saver
+from fulltune.stream import Stream, StreamPlanner
 from fulltune.train import Event, NonFinite, SaveDue, Schedule, Skipped, StepDone, Stopped, Validated, fit, mean_loss
 from tasks.base import UserError
 
@@ -59,11 +60,19 @@ class Result:
     finished: bool
 
 
-def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callable[[str], None]) -> Result:
+def run(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    *,
+    say: Callable[[str], None],
+    stream: Stream | None = None,
+) -> Result:
     """Trains until the last step or a request to stop; every worker calls it with the same arguments.
 
     Args:
         say: prints a line for the user; called on worker 0 only, except for a phase that lasts too long.
+        stream: this worker's share of the training data where `data.loader` is streaming.
 
     Raises:
         NonFinite: a loss or gradient is not finite; `nonfinite-<step>.json` in the run folder names the records.
@@ -72,26 +81,31 @@ def run(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, say: Callab
     """
     phases = guards.Phases(workers.rank, limit_s=config.ray.collective_timeout_s / 2, say=say)
     with phases.named():
-        return _run(config, inputs, workers, phases, tell=say if workers.rank == 0 else _silent)
+        return _run(config, inputs, workers, phases, stream, tell=say if workers.rank == 0 else _silent)
 
 
 def _run(
-    config: RunConfig, inputs: Inputs, workers: comm.Workers, phases: guards.Phases, *, tell: Callable[[str], None]
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    phases: guards.Phases,
+    stream: Stream | None,
+    *,
+    tell: Callable[[str], None],
 ) -> Result:
     began = time.perf_counter()
     seed_everything(config.train.seed)
-    table = TokenTable(inputs.train_data)
-    planner = StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
     identity = fingerprint(config, inputs)
     phases.enter("the comparison of plans")
-    workers.agree(_flat(identity) | {"rows": len(table), "steps": planner.total_steps})
+    workers.agree(_flat(identity))
     phases.enter("loading the model")
     engine = build(config, inputs.model, num_workers=workers.size)
     workers.bound(config.ray.collective_timeout_s)
+    loader = _loader(config, inputs, workers, engine, stream, tell)
     phases.enter("resuming")
     copies = _mirror(config, inputs, workers, tell)
-    step = _resume(engine, inputs, workers, identity, config.train.seed, tell)
-    workers.agree({"first step": step + 1, "its micro-batches": len(planner.step(step + 1).micro_batches)})
+    step = _resume(engine, loader, inputs, workers, identity, config.train.seed, tell)
+    workers.agree(loader.outlook(step + 1))
     watch = _watch(config, inputs, workers, keep_to=step)
     saver = _saver(config, inputs, workers, copies, watch, tell)
 
@@ -99,20 +113,20 @@ def _run(
         return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
 
     def ends(number: int) -> bool:
-        return number == planner.total_steps or stops()
+        return number == loader.total_steps or stops()
 
     skipped = metrics.skips(inputs.run, until=step)  # before the log is cut back
     journal = None
     if workers.rank == 0:
-        log = _log(config, inputs, workers, engine, step, planner.total_steps, began)
-        journal = Journal(inputs.run, table, log, watch, tell)
+        log = _log(config, inputs, workers, engine, step, loader.total_steps, began)
+        journal = Journal(inputs.run, loader, log, watch, tell)
     events = fit(
         engine,
-        phases.during("step {0}", planner.step),
-        lambda indices: collate(table, indices),
+        phases.during("step {0}", loader.step),
+        loader.load,
         config.train,
         Schedule(
-            total_steps=planner.total_steps,
+            total_steps=loader.total_steps,
             save_every=config.checkpoint.every_steps,
             validate_every=config.validation.every_steps,
             save_when_validating=config.validation.metric is not None,
@@ -124,13 +138,27 @@ def _run(
         skipped=skipped,
     )
     with _waited_for(saver):
-        take = partial(state.take, engine, inputs.model, workers)
+        take = partial(state.take, engine, loader, inputs.model, workers)
         save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, ends))
         last, finished = _consume(events, save, journal, step)
     finished = finished or _ended_early(config, inputs, workers, watch, last, tell)
     if not finished:
         tell(f"stopped after step {last}; run the same command to go on")
-    return Result(step=last, total_steps=planner.total_steps, finished=finished)
+    return Result(step=last, total_steps=loader.total_steps, finished=finished)
+
+
+def _loader(
+    config: RunConfig,
+    inputs: Inputs,
+    workers: comm.Workers,
+    engine: Engine,
+    stream: Stream | None,
+    tell: Callable[[str], None],
+) -> Loader:
+    if stream is not None:
+        return StreamPlanner(stream, config.data, config.train, workers, device=engine.device, say=tell)
+    table = TokenTable(inputs.train_data)
+    return StepPlanner(table, config.train, config.data.packing, workers.rank, workers.size)
 
 
 def _mirror(
@@ -268,7 +296,13 @@ def _silent(_: str) -> None:
 
 
 def _resume(
-    engine: Engine, inputs: Inputs, workers: comm.Workers, wanted: Mapping[str, Any], seed: int, tell: comm.Say
+    engine: Engine,
+    loader: Loader,
+    inputs: Inputs,
+    workers: comm.Workers,
+    wanted: Mapping[str, Any],
+    seed: int,
+    tell: comm.Say,
 ) -> int:
     """Loads the newest whole checkpoint and returns its step; 0 where there is none.
 
@@ -280,6 +314,7 @@ def _resume(
         return 0
     refuse_other_run(found, wanted)
     state.restore(engine, found, workers, seed=seed, say=tell)
+    loader.restore(found.path)
     tell(f"resuming after step {found.step}")
     return found.step
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fulltune import checkpoint, comm, export, reshape
+from fulltune.batches import Loader
 from fulltune.engine import Engine, universal
 from fulltune.engine.snapshot import Snapshot
 
@@ -23,12 +24,14 @@ class WorkerState:
 
     Attributes:
         random: states of torch's generators.
+        place: where the worker is in the data, by file name; empty where the step number says it.
         model: on worker 0, the folder with config and tokenizer.
     """
 
     rank: int
     shard: Snapshot
     random: dict[str, torch.Tensor]
+    place: dict[str, str]
     model: Path | None
 
     @property
@@ -41,15 +44,19 @@ class WorkerState:
         files = self.shard.write(folder)
         files.append(folder / f"rng-{self.rank}.pt")
         torch.save(self.random, files[-1])
+        for name, text in self.place.items():
+            files.append(folder / name)
+            files[-1].write_text(text)
         return files + (export.keep_model_files(self.model, folder) if self.model is not None else [])
 
 
-def take(engine: Engine, model: Path, workers: comm.Workers, scratch: Path) -> WorkerState:
+def take(engine: Engine, loader: Loader, model: Path, workers: comm.Workers, scratch: Path) -> WorkerState:
     """Copies this worker's state as it is now; every worker calls it."""
     return WorkerState(
         rank=workers.rank,
         shard=engine.snapshot(scratch),
         random=_generators(),
+        place=loader.files(),
         model=model if workers.rank == 0 else None,
     )
 

@@ -116,6 +116,11 @@ def places(needs: dict[str, float]) -> int:
     return sum(_places(node, needs) for node in _nodes())
 
 
+def free_cpus(config: RayConfig) -> float:
+    """CPUs of the nodes that are there now, beyond those of the training workers."""
+    return sum(node.get("CPU", 0) for node in _nodes()) - config.max_workers * config.cpus_per_worker
+
+
 def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -56,6 +56,8 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
 
 def total_steps(run: RunConfig, prepared: Prepared) -> int:
     """Optimizer steps of the whole run."""
+    if run.data.loader == "streaming":
+        return int(run.train.max_steps or 0)
     rows = int(str(prepared.manifests["train"]["rows"]))
     planned = math.ceil(run.train.num_epochs * math.ceil(rows / run.train.global_batch_size))
     return min(planned, run.train.max_steps or planned)
@@ -126,7 +128,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ray_jobs import cluster, progress, validate
+    from ray_jobs import cluster, progress, streaming, validate
     from ray_jobs.worker import train_worker
 
     settings = run.ray
@@ -150,6 +152,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
         torch_config=TorchConfig(
             backend=device.backend(use_gpu=settings.use_gpu), timeout_s=settings.collective_timeout_s
         ),
+        **streaming.trainer_arguments(run, prepared),
     )
     say(f"training {settings.name}: {steps} steps on {cluster.shown(settings.num_workers)} workers")
     (run.run_dir / STOP_FILE).unlink(missing_ok=True)

@@ -22,6 +22,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     from fulltune import comm, session
     from fulltune.config import resolve
     from fulltune.train import NonFinite
+    from ray_jobs import streaming
     from tasks.base import UserError
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -37,7 +38,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     session.write_presence(inputs.run, workers)
     _attach(use_gpu=config.ray.use_gpu)
     try:
-        result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line))
+        stream = streaming.share if config.data.loader == "streaming" else None
+        result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
     except UserError as error:
         return {"user_error": (error.got, error.wanted, error.fix)}
     except (NonFinite, comm.Disagreement) as error:

@@ -33,6 +33,10 @@ class UserError(Exception):
         super().__init__(f"got:    {got}\nwanted: {wanted}\nfix:    {fix}")
         self.got, self.wanted, self.fix = got, wanted, fix
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """Crosses processes: an exception is pickled by its one message otherwise, which does not build it again."""
+        return UserError, (self.got, self.wanted, self.fix)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -13,13 +13,20 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_NAMES = r"(?:overall|final)?\s*(?:score|rating|grade|mark|verdict|評価|点数|スコア|評点|採点|得点)"
+_TOTAL = r"(?:overall|final|総合)(?:\s*(?:score|rating|grade|mark|verdict|評価|点数|点))?"
+_NAMES = r"(?:score|rating|grade|mark|verdict|評価|点数|スコア|評点|採点|得点)"
 _DECORATION = r"[\s*_`\"'\[\](){}<>「」【】#]*+"  # never gives back: no reply takes quadratic time
-_LINK = rf"(?:{_DECORATION}(?::|=|->|-|–|—|\bis\b|\bof\b|は|が|を)?{_DECORATION})"
+_FIRM = rf"{_DECORATION}(?:[:=>]|->|は|が|を|\]|】)?{_DECORATION}"
+_LOOSE = rf"{_DECORATION}(?:-|–|—|\bis\b|\bof\b){_DECORATION}"
 _NUMBER = r"(?P<number>\d+(?:\.\d+)?)"
-_NOT_A_PART = r"(?!\s?(?:-|–|~|〜|to\b|or\b|から)\s?\d)(?![\d%.]*\d|\s?%)"
-_LABELLED = re.compile(rf"{_NAMES}{_LINK}{_NUMBER}{_NOT_A_PART}", re.IGNORECASE)
-_LABELLED_RANGE = re.compile(rf"{_NAMES}{_LINK}\d+(?:\.\d+)?\s?(?:-|–|~|〜|to\b|or\b|から)\s?\d", re.IGNORECASE)
+_RANGE = r"\s?(?:-|–|~|〜|to\b|or\b|から)\s?\d"
+_WHOLE = rf"(?!{_RANGE})(?![\d%.]*\d|\s?%)"
+# From the firmest: the total of several grades, "score: 4", "a score of 4" (which may speak of another answer).
+_LABELLED = tuple(
+    re.compile(rf"{name}{link}{_NUMBER}{_WHOLE}", re.IGNORECASE)
+    for name, link in ((_TOTAL, _FIRM), (_NAMES, _FIRM), (_TOTAL, _LOOSE), (_NAMES, _LOOSE))
+)
+_LABELLED_RANGE = re.compile(rf"{_NAMES}(?:{_FIRM}|{_LOOSE})\d+(?:\.\d+)?{_RANGE}", re.IGNORECASE)
 _POINTS = re.compile(rf"(?<![\d.\-]){_NUMBER}\s*点(?!満点)")
 _LONE = re.compile(rf"{_DECORATION}{_NUMBER}{_DECORATION}(?:/|out of)?[.。!]?{_DECORATION}")
 _ANY = re.compile(r"(?<![\d.\-])-?\d+(?:\.\d+)?%?")
@@ -46,9 +53,9 @@ def parse(text: str, grades: Sequence[int] = (1, 2, 3, 4, 5)) -> int | None:
     if in_json:
         return _only(in_json, grades)
     plain = _without_scale(plain, grades)
-    labelled = [match["number"] for match in _LABELLED.finditer(plain)]
-    if labelled:
-        return _only(labelled[-1:], grades)  # of several the last: judges sum up at the end
+    for form in _LABELLED:
+        if labelled := [match["number"] for match in form.finditer(plain)]:
+            return _only(labelled[-1:], grades)  # of several the last: judges sum up at the end
     if _LABELLED_RANGE.search(plain):
         return None
     lines = [line for line in plain.splitlines() if line.strip()]

@@ -5,6 +5,7 @@ shape -> setup -> memory, workload -> time -> Plan. No weights, no GPU, no clust
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,8 +157,6 @@ def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu |
 
 
 def _this_machine() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

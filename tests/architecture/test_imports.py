@@ -54,7 +54,7 @@ def test_the_contracts_hold() -> None:
         ("fulltune", "def late():\n    import deepspeed", "deepspeed only in fulltune.engine"),
         ("evaluation", "from openai import OpenAI", "openai only in evaluation.baselines"),
         ("tasks", "import torch", "tasks and deepspeed_configs stay pure"),
-        ("tasks", "import datasets", "datasets only in tasks.sources"),
+        ("tasks", "import datasets", "datasets only in tasks.origins"),
         ("evaluation", "import torch", "evaluation needs no accelerator"),
     ],
 )

@@ -78,12 +78,12 @@ def test_no_log_has_no_lines(tmp_path):
 
 
 def test_skipped_steps_are_counted_up_to_the_step_that_is_resumed_from(tmp_path):
-    log = metrics.MetricsLog(tmp_path, keep_to=0, every=100)
+    log = log_of(tmp_path, keep_to=0, every=100)
     for step in (3, 5, 9):
         log.skipped(Skipped(step, "loss", float("nan"), [1]))
     log.spiked(Spiked(9, 12.0, 2.0))
     lines = list(metrics.read(tmp_path))
-    assert lines[0] == {"step": 3, "skipped": "loss", "value": "nan", "attempt": 1}
-    assert lines[3] == {"step": 9, "spike": 12.0, "usual_loss": 2.0, "attempt": 1}
+    assert lines[0].items() >= {"step": 3, "skipped": "loss", "value": "nan", "attempt": 1}.items()
+    assert lines[3].items() >= {"step": 9, "spike": 12.0, "usual_loss": 2.0, "attempt": 1}.items()
     assert metrics.skips(tmp_path, until=5) == 2
     assert metrics.skips(tmp_path / "new", until=5) == 0

@@ -48,14 +48,14 @@ def by_example(values, batch):
 
 
 def test_positions_restart_at_every_example(examples):
-    batch = batches._collate(examples, weight=1.0)
+    batch = batches.collate_examples(examples, weight=1.0)
     expected = np.concatenate([np.arange(len(e.input_ids)) for e in examples])
     assert batch.position_ids[0].tolist() == expected.tolist()
     assert batch.cu_seq_lens.tolist() == [0, *np.cumsum([len(e.input_ids) for e in examples]).tolist()]
 
 
 def test_no_token_is_trained_to_predict_the_next_example(examples):
-    batch = batches._collate(examples, weight=1.0)
+    batch = batches.collate_examples(examples, weight=1.0)
     ends = {int(end) - 1 for end in batch.cu_seq_lens[1:]}
     assert not ends & set(batch.keep.tolist())
     assert len(batch.targets) == sum(int((e.labels[1:] != -100).sum()) for e in examples)
@@ -77,8 +77,8 @@ def check_that_a_change_stays_where_it_is(model, examples):
     other = np.array((examples[1].input_ids + 7) % 300, dtype=np.int32)
     changed[1] = data.Example(examples[1].id, other, examples[1].labels)
     with torch.no_grad():
-        before = batches._collate(examples, weight=1.0)
-        after = batches._collate(changed, weight=1.0)
+        before = batches.collate_examples(examples, weight=1.0)
+        after = batches.collate_examples(changed, weight=1.0)
         was, now = by_example(packed_losses(model, before), before), by_example(packed_losses(model, after), after)
     assert not torch.equal(was[1], now[1]), "the change itself must show"
     for place in (0, 2, 3):
@@ -87,7 +87,7 @@ def check_that_a_change_stays_where_it_is(model, examples):
 
 def test_no_gradient_flows_from_one_example_to_anothers_tokens(each_model, examples):
     model = each_model
-    batch = batches._collate(examples, weight=1.0)
+    batch = batches.collate_examples(examples, weight=1.0)
     embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
     logits = model(
         inputs_embeds=embedded,
@@ -107,7 +107,7 @@ def test_no_gradient_flows_from_one_example_to_anothers_tokens(each_model, examp
 
 def test_packed_equals_one_by_one_through_transformers_own_attention(tiny, model, examples):
     reference = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation="eager")
-    batch = batches._collate(examples, weight=1.0)
+    batch = batches.collate_examples(examples, weight=1.0)
     model.zero_grad()
     packed_losses(model, batch).sum().backward()
     for example in examples:

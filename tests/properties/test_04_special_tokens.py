@@ -76,7 +76,7 @@ def test_rows_that_encode_to_nothing_supervised_or_too_long_are_counted(tiny, tm
     long = Record("viggo-train-1", {"ref": "word " * 60, "mr": "inform(name[x])"})
     table = data.prepare(TASK, [RECORD, long] if _length(tiny, RECORD) <= 30 else [long, _short()], tiny.tokenizer,
                          settings, split="train", cache=tmp_path)  # fmt: skip
-    assert [entry[0] for entry in table.manifest["too_long"]] == ["viggo-train-1"]
+    assert [entry[0] for entry in table.manifest["left_out"]["too_long"]["first"]] == ["viggo-train-1"]
     assert table.manifest["rows"] == 1
 
 

@@ -55,6 +55,11 @@ FOURS = [
     "Rating (1-5): 4",
     "Rating: 4\n",
     "This deserves a 4!",
+    "Score: 4\nA score of 5 would need a source.",
+    "Accuracy score: 5\nFluency score: 3\nOverall: 4",
+    "Overall: 4\nAccuracy score: 5",
+    "正確さの評価：5\n総合評価：4",
+    "Grade 4",
 ]
 NONE = [
     "",
