@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.slow  # most of it is waiting
+
 
 @pytest.fixture(scope="module")
 def hang(tiny, launch, tmp_path_factory):
