@@ -45,7 +45,7 @@ def trainer_arguments(run: RunConfig, prepared: Prepared) -> dict[str, Any]:
     free = cluster.free_cpus(run.ray)
     if free < 1:
         raise UserError(
-            got=f"data.loader: streaming with {run.ray.num_workers} workers of {run.ray.cpus_per_worker:g} CPUs each, "
+            got=f"data.loader: streaming with {run.ray.max_workers} workers of {run.ray.cpus_per_worker:g} CPUs each, "
             f"which leaves {max(0.0, free):g} CPUs",
             wanted="at least 1 CPU to tokenise on while they train",
             fix="lower ray.cpus_per_worker or ray.num_workers, join a larger cluster, or take data.loader=exact",
