@@ -44,8 +44,8 @@ setup: $(STAMP) ## build DeepSpeed's CPU communication op, once per machine (a s
 test: setup ## the quick tests, in minutes
 	@$(BIN)/python -m pytest -q
 
-test-slow: setup ## the tests that start Ray clusters and train
-	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+test-slow: setup ## the tests that start Ray clusters and train; what CI runs besides the quick ones
+	@$(BIN)/python -m pytest -q -m "slow and not extended and not gpu"
 
 test-all: setup ## every test that runs without CUDA
 	@$(BIN)/python -m pytest -q -m "not gpu"

@@ -66,6 +66,7 @@ def normalised(name: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_wheel_holds_the_five_packages_and_their_data(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, timeout=280)

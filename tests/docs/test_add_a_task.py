@@ -52,6 +52,7 @@ def test_the_page_works_from_start_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(900)
 def test_the_training_it_ends_with_ends_in_a_report(tmp_path: Path) -> None:
     blocks = [QUICK[0], *(text for kind, text in BLOCKS if kind == "sh slow")]

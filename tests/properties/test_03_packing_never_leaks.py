@@ -66,6 +66,7 @@ def test_changing_one_example_changes_no_other_loss_at_all(each_model, examples)
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_flex_attention_does_not_leak_either(tiny, examples):
     """Forward only: it has no backward on CPUs. Slow because it is compiled first."""
     flex = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32, attn_implementation="flex_attention")

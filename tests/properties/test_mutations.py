@@ -51,6 +51,7 @@ def mutated(mutate):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("mutation", ENGINE)
 def test_the_parity_matrix_catches(parity, mutated, plain, follows, mutation):
     matrix = module("test_02_parity_matrix")
@@ -63,6 +64,7 @@ def test_the_parity_matrix_catches(parity, mutated, plain, follows, mutation):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_frozen_new_rows_are_caught_by_property_1(mutated, tiny):
     from safetensors.torch import load_file
 

@@ -67,6 +67,7 @@ def test_what_is_written_is_clean(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_what_is_written_is_typed(tmp_path: Path) -> None:
     assert main(["new-task", "ticket_labels", "--dir", str(tmp_path)]) == 0
     assert_clean(python("mypy", "--strict", "ticket_labels.py", "test_ticket_labels.py", cwd=tmp_path))

@@ -53,6 +53,7 @@ def test_a_ring_sends_an_all_reduce_round_twice():
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(700)
 def test_live_engines_exchange_what_the_plan_says(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.collective_bytes", "--json"]
