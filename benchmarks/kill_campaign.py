@@ -255,7 +255,8 @@ def finish(workers: list[BaseProcess], folder: Path) -> str | None:
         worker.join(timeout=5)
         worker.kill()
         worker.join()
-    errors = [file.read_text() for file in sorted(folder.glob("error-*"))]
+    first = sorted(folder.glob("error-*"), key=lambda file: file.stat().st_mtime_ns)  # the others only lost a peer
+    errors = [file.read_text() for file in first]
     if errors:
         return errors[0]
     codes = [worker.exitcode for worker in workers]
