@@ -41,8 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP) ## build DeepSpeed's CPU communication op, once per machine (a second run takes no time)
 	@$(BIN)/python -m fulltune.setup
 
-test: setup ## the quick tests, in minutes
-	@$(BIN)/python -m pytest -q
+test: setup ## the quick tests on two cores, in minutes
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup ## the tests that start Ray clusters and train; what CI runs besides the quick ones
 	@$(BIN)/python -m pytest -q -m "slow and not extended and not gpu"
