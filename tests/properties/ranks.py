@@ -181,7 +181,8 @@ def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, A
         folder = Path(arguments["out"]) / f"fewer-{stage}"
         go_back(Path(arguments["out"]) / f"whole-{stage}", folder, 8)
         inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
-        assert session.run(run, inputs, workers, say=lines.append).finished
+        said[folder.name] = []
+        assert session.run(run, inputs, workers, say=said[folder.name].append).finished
         gc.collect()
     return {"said": said}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.extended, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("setting", ["zero0-ga1", "zero1-ga4", "zero2-ga4", "zero3-ga1"])

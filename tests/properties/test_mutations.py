@@ -93,8 +93,10 @@ def model(tiny):
 
 def collated(monkeypatch, change):
     """From here on, packs are changed before they are used."""
-    original = batches._collate
-    monkeypatch.setattr(batches, "_collate", lambda examples, weight: change(original(examples, weight), examples))
+    original = batches.collate_examples
+    monkeypatch.setattr(
+        batches, "collate_examples", lambda examples, weight: change(original(examples, weight=weight), examples)
+    )
 
 
 def test_positions_that_run_on_are_caught(monkeypatch, examples, tiny, model):

@@ -97,6 +97,7 @@ def test_the_finished_run_does_not_train_again(recipe, storage, undisturbed):
     assert helpers.curve(undisturbed) == before
 
 
+@pytest.mark.extended
 def test_a_range_of_workers_takes_what_the_cluster_holds_and_goes_on(recipe, storage, undisturbed):
     log, run = storage / "range.log", storage / "range"
     driver = helpers.start_driver(recipe, "ray.name=range", "ray.num_workers=1", log=log)

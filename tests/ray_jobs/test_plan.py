@@ -17,6 +17,7 @@ from tasks.base import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
 HUB = [name for name in recipes.names() if "llama2" in name]
+TINY = [name for name in recipes.names() if "tiny" in name]
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +40,18 @@ def test_recipes_that_ship_fit_and_keep_the_schema(name, capsys):
     assert sum(size for part, size in found["gpu_bytes"].items() if part != "total") == found["gpu_bytes"]["total"]
 
 
-def test_every_recipe_is_planned_somewhere(tmp_path):
-    left = {"viggo_smollm2_135m"}  # its weights and config.json are fetched by hand: below
-    assert {*HUB, "demo"} | left == set(recipes.names())
+@pytest.mark.parametrize("name", TINY)
+def test_recipes_that_train_a_tokenizer_are_planned_from_their_data(name, real_data, monkeypatch, capsys):
+    monkeypatch.setenv("FULLTUNE_DATA", str(real_data))
+    code, found = planned(capsys, name, "data.limit=500")
+    jsonschema.validate(found, SCHEMA)
+    assert code == 0
+    assert found["fits"]
+
+
+def test_every_recipe_is_planned_somewhere():
+    by_hand = {name for name in recipes.names() if "smollm2" in name}  # config.json is fetched by hand: below
+    assert {*HUB, *TINY, "demo"} | by_hand == set(recipes.names())
 
 
 def test_a_model_folder_and_data_at_hand_are_counted(tmp_path, capsys):
