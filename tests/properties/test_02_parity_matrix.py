@@ -9,7 +9,7 @@ import torch
 
 from fulltune import batches, config, data
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extended]
 STAGES = [0, 1, 2, 3]
 # examples of a step -> which cells of the matrix take such steps
 EXAMPLES = {"-packed-1": 16, "-packed-4": 16, "-all-logits": 16, "-offload-1": 16, "-offload-4": 16}

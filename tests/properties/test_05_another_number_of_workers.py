@@ -10,6 +10,7 @@ from fulltune import metrics
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.extended,
     pytest.mark.timeout(1200),
 ]  # six processes; quick: test_05_resume_is_exact
 EVERY, STEPS = 4, 12

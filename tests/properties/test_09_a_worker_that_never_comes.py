@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.slow  # most of it is waiting
+pytestmark = [pytest.mark.slow, pytest.mark.extended]  # most of it is waiting
 
 
 @pytest.fixture(scope="module")
