@@ -27,24 +27,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tiny import MODEL
+
 WORKERS = 2
 BATCH = 16  # 64 examples: 4 steps an epoch
 STEPS, EVERY = 12, 2
 BOUND_S = 240.0
 RUN: dict[str, Any] = {
     "task": "viggo",
-    "model": {
-        "init": "random",
-        "config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-        },
-        "tokenizer": {"vocab_size": 400},
-    },
+    "model": MODEL,
     "data": {"limit": 64, "packing": True},
     "train": {"learning_rate": 1e-3, "max_steps": STEPS, "num_epochs": 10, "global_batch_size": BATCH},
     "checkpoint": {"every_steps": EVERY, "keep_last": 2},

@@ -1,7 +1,7 @@
 """A predictions.jsonl that grows while a model answers, with the `.meta.json` beside it that says what made it.
 
-Used by `predict_api`. A run that was killed goes on where it was: whole lines count, a torn last one is cut off. Lines
-of another model or setting are never continued.
+Used by `evaluation.predict_api` and `ray_jobs.predict`. A run that was killed goes on where it was: whole lines count,
+a torn last one is cut off. Lines of another model or setting are never continued.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from evaluation.compare import headline_metric
 from evaluation.intervals import Estimate, estimate
 from evaluation.paired import PairedTest, differs, holm, paired_test
 from evaluation.score import Scores
-from tasks.base import Metric, Task
+from tasks.base import Task
 
 CHANCE = 0.5  # of telling two answers apart
 CEILING = 0.9  # a base that is this good with examples leaves little for tuning
@@ -79,7 +80,7 @@ def judge(task: Task, by_shots: Sequence[tuple[int, Scores]], recognised: Sequen
         by_shots: scores of the same records at rising numbers of shots.
         recognised: per record, whether its own answer was the likelier of two.
     """
-    metric = headline(task)
+    metric = headline_metric(task)
     curve = tuple(
         Point(shots, scores.metrics[metric.name], scores.metrics["format_violation"]) for shots, scores in by_shots
     )
@@ -107,11 +108,6 @@ def judge(task: Task, by_shots: Sequence[tuple[int, Scores]], recognised: Sequen
         shots_help=helped,
         advice=_advice(met=met, helped=helped, top=top.mean or 0.0),
     )
-
-
-def headline(task: Task) -> Metric:
-    """The metric that a table shows first."""
-    return next((metric for metric in task.metrics if metric.headline), task.metrics[0])
 
 
 def _advice(*, met: bool, helped: bool, top: float) -> tuple[str, ...]:

@@ -72,7 +72,16 @@ def write(run: Path, outcome: Outcome) -> None:
 
 def read(run: Path) -> list[Outcome]:
     """All outcomes of a run, by step."""
-    return [Outcome(**json.loads(path.read_text())) for path in sorted((run / FOLDER).glob("step-*.json"))]
+    return [_parse(path) for path in files(run)]
+
+
+def files(run: Path) -> list[Path]:
+    """The files of the outcomes that are known, by step."""
+    return sorted((run / FOLDER).glob("step-*.json"))
+
+
+def _parse(path: Path) -> Outcome:
+    return Outcome(**json.loads(path.read_text()))
 
 
 def forget_after(run: Path, step: int) -> None:
@@ -119,30 +128,37 @@ def write_early_stop(run: Path, step: int) -> None:
 
 
 class Watch:
-    """Worker 0's view of the outcomes while it trains."""
+    """Worker 0's view of the outcomes while it trains; asked at every step, so each file is read once."""
 
     def __init__(self, run: Path, config: ValidationConfig, task: Task) -> None:
         assert config.metric is not None, "made for runs that validate by a metric"
         assert config.every_steps is not None, "checked by the configuration"
         self._run, self._metric, self._patience, self._every = run, config.metric, config.patience, config.every_steps
         self._higher = bool(task.metric(config.metric).higher_is_better)
-        self._told = {outcome.step for outcome in read(run)}
+        self._known: dict[Path, Outcome] = {}
+        self._told = {outcome.step for outcome in self._outcomes()}
 
     def news(self) -> list[Outcome]:
         """Outcomes that have come in since the last call."""
-        new = [outcome for outcome in read(self._run) if outcome.step not in self._told]
+        new = [outcome for outcome in self._outcomes() if outcome.step not in self._told]
         self._told |= {outcome.step for outcome in new}
         return new
 
     def exhausted(self) -> bool:
         """Whether the run has waited long enough for a better value."""
         return self._patience is not None and out_of_patience(
-            read(self._run), self._metric, higher_is_better=self._higher, patience=self._patience
+            self._outcomes(), self._metric, higher_is_better=self._higher, patience=self._patience
         )
 
     def wanted_steps(self) -> list[int]:
         """Checkpoints that must stay: the best so far, and those that wait for their validation."""
-        winner = best(read(self._run), self._metric, higher_is_better=self._higher)
+        winner = best(self._outcomes(), self._metric, higher_is_better=self._higher)
         steps = checkpoint.published(self._run / checkpoint.FOLDER)
         waiting = pending(self._run, steps, self._every, last=max(steps, default=0))
         return waiting if winner is None else [*waiting, winner.step]
+
+    def _outcomes(self) -> list[Outcome]:
+        for path in files(self._run):
+            if path not in self._known:
+                self._known[path] = _parse(path)
+        return [self._known[path] for path in sorted(self._known)]

@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 import tasks
-from evaluation import chat, predict_api, prices
+from evaluation import chat, predict_api, prediction_file, prices
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
@@ -122,7 +123,7 @@ def _one_task(
     records = load(task, part.split, part.source, columns=part.columns or None, limit=part.limit)
     folder = benchmark.folder / task.name
     entries = [
-        _entry(benchmark, part, task, model, folder / "predictions" / f"{model.label}.jsonl", say)
+        _entry(_Question(benchmark, part, task, model, folder / "predictions" / f"{model.label}.jsonl", say))
         for model in benchmark.models
         if not model.tasks or part.task in model.tasks
     ]
@@ -152,41 +153,44 @@ def _leaks(part: BenchmarkTask, task: Task, records: Sequence[Record]) -> dict[s
     return dict(find_leaks(task, {"train": train, part.split: list(records)}, {}).reasons())
 
 
-def _entry(
-    benchmark: Benchmark,
-    part: BenchmarkTask,
-    task: Task,
-    model: BenchmarkModel,
-    out: Path,
-    say: Callable[[str], None],
-) -> Entry:
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One model asked one task."""
+
+    benchmark: Benchmark
+    part: BenchmarkTask
+    task: Task
+    model: BenchmarkModel
+    out: Path
+    say: Callable[[str], None]
+
+
+def _entry(asked: _Question) -> Entry:
     """The predictions of one model, made or completed now."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    ask = _ask_api if model.model.startswith(chat.PREFIX) else _ask_model
-    ask(benchmark, part, task, model, out, say)
-    meta = json.loads(out.with_name(f"{out.stem}.meta.json").read_text())
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    model = asked.model
+    if model.model.startswith(chat.PREFIX):
+        _ask_api(asked)
+    else:
+        predict(_request(asked), say=asked.say)
+    meta = prediction_file.read_meta(asked.out)
     note = f"{model.shots} shots, {meta.get('prompt', 'natural')} prompt"
-    return Entry(model.label, out, note=note, details=meta | {"role": model.role})
+    return Entry(model.label, asked.out, note=note, details=meta | {"role": model.role})
 
 
-def _ask_model(
-    benchmark: Benchmark,
-    part: BenchmarkTask,
-    task: Task,
-    model: BenchmarkModel,
-    out: Path,
-    say: Callable[[str], None],
-) -> None:
+def _request(asked: _Question) -> Request:
+    """For a model of ours; a run folder stands for its export."""
+    benchmark, part, model = asked.benchmark, asked.part, asked.model
     folder = Path(model.model).expanduser() / "export"
     source = str(folder) if folder.is_dir() else model.model
-    request = Request(
+    return Request(
         task=part.task,
         split=part.split,
         source=part.source,
         model=source,
-        out=out,
+        out=asked.out,
         label=model.label,
-        prompt=model.prompt or usual_prompt(source, task.special_tokens),
+        prompt=model.prompt or usual_prompt(source, asked.task.special_tokens),
         shots=model.shots,
         limit=part.limit,
         revision=model.revision,
@@ -199,17 +203,11 @@ def _ask_model(
         role=model.role,
         cache=benchmark.folder / ".models",
     )
-    predict(request, say=say)
 
 
-def _ask_api(
-    benchmark: Benchmark,
-    part: BenchmarkTask,
-    task: Task,
-    model: BenchmarkModel,
-    out: Path,
-    say: Callable[[str], None],
-) -> None:
+def _ask_api(asked: _Question) -> None:
+    """What stays unanswered (budget, a server that is down) is said, and counts as empty in the report."""
+    benchmark, part, model = asked.benchmark, asked.part, asked.model
     if model.prompt not in (None, "natural"):
         raise UserError(
             got=f"model {model.label!r} with prompt {model.prompt}",
@@ -218,11 +216,11 @@ def _ask_api(
         )
     money = None if model.budget_usd is None else prices.picodollars(model.budget_usd)
     request = predict_api.ApiRequest(
-        task=task,
+        task=asked.task,
         split=part.split,
         source=part.source,
         endpoint=chat.endpoint(model.model, model.base_url, key_variable=model.api_key_env, omit=model.omit),
-        out=out,
+        out=asked.out,
         label=model.label,
         shots=model.shots,
         limit=part.limit,
@@ -233,12 +231,12 @@ def _ask_api(
         concurrency=model.concurrency,
         price_file=Path(benchmark.prices) if benchmark.prices else None,
     )
-    outcome = predict_api.predict(request, say=say)
+    outcome = predict_api.predict(request, say=asked.say)
     for warning in outcome.warnings:
-        say(f"{model.label}: {warning}")
+        asked.say(f"{model.label}: {warning}")
     if not outcome.complete:
-        say(f"{model.label}: {outcome.missing} of {outcome.answered + outcome.missing} prompts are not answered "
-            f"({outcome.stopped or dict(outcome.unanswered)}); the report counts them as empty")  # fmt: skip
+        why = outcome.stopped or dict(outcome.unanswered)
+        asked.say(f"{model.label}: {outcome.missing} prompts are not answered ({why}); they count as empty")
 
 
 def _write_index(benchmark: Benchmark, results: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ import ray
 from tqdm import tqdm
 
 import tasks
+from evaluation import prediction_file
 from fulltune import device, model
 from fulltune.config import ModelConfig, PromptStyle
 from tasks.base import Record, Task, UserError
@@ -86,7 +87,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
         with cluster.connected():
             _run(request, task, folder, missing, shots)
-    _finish(request.out, [record.id for record in records])
+    prediction_file.finish(request.out, [record.id for record in records])
     return request.out
 
 
@@ -115,42 +116,21 @@ def model_folder(request: Request) -> Path:
     return folder
 
 
-def _meta_path(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.meta.json")
-
-
 def _continue(request: Request, task: Task, folder: Path) -> set[str]:
-    """Ids already answered; a torn last line is cut off. Predictions of another identity are refused."""
+    """Ids already answered; predictions of another identity are refused, or make room where the request says so."""
     weights = max((file.stat().st_mtime_ns for file in folder.glob("*.safetensors")), default=0)
     identity = json.loads(
         json.dumps(request.identity | {"task_version": task.version, "weights": weights}, default=str)
     )
-    meta = _meta_path(request.out)
-    before = json.loads(meta.read_text()) if meta.exists() else {}
+    before = prediction_file.read_meta(request.out)
     if before.get("identity") != identity and request.replace:
         request.out.unlink(missing_ok=True)
         before = {}
-    if request.out.exists() and before.get("identity") != identity:
-        differs = [k for k in identity if before.get("identity", {}).get(k) != identity[k]]
-        raise UserError(
-            got=f"{request.out} holds predictions made with another {', '.join(differs)}",
-            wanted="a new file, or one that this command began",
-            fix="choose another --out or delete the file",
-        )
-    facts: dict[str, Any] = {
-        "label": request.label,
-        "task": request.task,
-        "split": request.split,
-        "source": request.source,
-    }
-    facts |= {"shots": request.shots, "prompt": request.prompt, "model": request.model, "role": request.role}
-    seconds = before.get("seconds", 0.0)
-    meta.write_text(json.dumps(facts | {"seconds": seconds, "identity": identity}, indent=1))
-    if not request.out.exists():
-        return set()
-    whole, newline, _ = request.out.read_text(encoding="utf-8").rpartition("\n")
-    request.out.write_text(whole + newline, encoding="utf-8")
-    return {json.loads(line)["id"] for line in whole.split("\n") if line}
+    done = prediction_file.answered(request.out, identity)
+    names = ("label", "task", "split", "source", "shots", "prompt", "model", "role")
+    facts = {name: getattr(request, name) for name in names}
+    prediction_file.write_meta(request.out, facts | {"seconds": before.get("seconds", 0.0), "identity": identity})
+    return set(done)
 
 
 def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
@@ -164,9 +144,9 @@ def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], 
                 file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
             file.flush()
             bar.update(len(answers))
-    meta = json.loads(_meta_path(request.out).read_text())
-    meta["seconds"] = round(meta["seconds"] + time.perf_counter() - started, 2)
-    _meta_path(request.out).write_text(json.dumps(meta, indent=1))
+    meta = prediction_file.read_meta(request.out)
+    seconds = round(meta["seconds"] + time.perf_counter() - started, 2)
+    prediction_file.write_meta(request.out, meta | {"seconds": seconds})
 
 
 def _line(answer: dict[str, Any], request: Request, task: Task) -> dict[str, Any]:
@@ -231,13 +211,3 @@ class Predictor:
         prompts = [self._generator.prompt(record, shots) for record in records]
         answers = self._generator.answer(prompts, max_new_tokens=self._task.max_new_tokens)
         return [asdict(answer) for answer in answers]
-
-
-def _finish(out: Path, order: Sequence[str]) -> None:
-    """Puts the lines into the order of the records, so that equal predictions are equal files."""
-    place = {record_id: i for i, record_id in enumerate(order)}
-    lines = [line for line in out.read_text(encoding="utf-8").split("\n") if line]
-    lines.sort(key=lambda line: place.get(json.loads(line)["id"], len(place)))
-    temporary = out.with_name(f".{out.name}")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(out)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evaluation import training
+from evaluation import prediction_file, training
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from fulltune import card, config, device, metrics
@@ -49,9 +49,7 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         request = _request(run, row, tuned)
         predict(request, say=say)
         details = {"role": row.model, "shots": row.shots, "prompt": request.prompt, "workers": run.ray.max_workers}
-        details |= {
-            "seconds": json.loads(request.out.with_name(f"{request.out.stem}.meta.json").read_text())["seconds"]
-        }
+        details |= {"seconds": prediction_file.read_meta(request.out)["seconds"]}
         entries.append(Entry(request.label, request.out, details=details | (made if row.model == "tuned" else {})))
     out = run.run_dir / "report"
     compare(

@@ -124,14 +124,11 @@ def read_references(
 def iterate_references(task: Task, path: str | Path, split: str | None = None) -> Iterator[Record]:
     """`read_references` record by record, for files too large to be held. Ids are not checked for being unique."""
     file = Path(path).expanduser()
-    rename: Mapping[str, str] | None = None
     rejected = 0
-    for index, row in enumerate(read_rows(file)):
-        if rename is None:
-            rename = _renaming(task, row, None)
-        record = _record(task, split or file.stem, index, row, rename)
-        if task.accepts is None or task.accepts(record):
-            yield record
+    for read in _read(task, split or file.stem, Origin(read_rows(file), str(file)), None):
+        assert read.record is not None, "a file of references is one split"
+        if task.accepts is None or task.accepts(read.record):
+            yield read.record
         else:
             rejected += 1
     if rejected:

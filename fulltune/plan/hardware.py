@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tasks.base import UserError
 
 GIB = 2**30
-DATASHEET = "vendor data sheet, dense"
+DATASHEET = "dense peak and bandwidths of the vendor's data sheet, from memory"
 
 
 @dataclass(frozen=True, slots=True)

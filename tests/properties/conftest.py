@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import tasks
+from benchmarks.tiny import MODEL
 from fulltune import batches, config, data, device, model, setup
 from fulltune import tokenizer as tok
 from tasks.sources import load
@@ -28,19 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # global_batch_size 10 over 2 workers: at least 3 examples of unequal length per pack, unequal supervised tokens
 BASE: dict[str, Any] = {
     "task": "viggo",
-    "model": {
-        "init": "random",
-        "config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "tie_word_embeddings": False,
-        },
-        "tokenizer": {"vocab_size": 400},
-    },
+    "model": MODEL,
     "data": {"limit": 64},
     "train": {
         "learning_rate": 1e-2,

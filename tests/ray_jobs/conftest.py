@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.tiny import MODEL
 from fulltune import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,18 +23,7 @@ SAVE_EVERY = 5
 
 RECIPE: dict[str, Any] = {
     "task": "viggo",
-    "model": {
-        "init": "random",
-        "config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-        },
-        "tokenizer": {"vocab_size": 400},
-    },
+    "model": MODEL,
     # one example per micro-batch keeps a step long enough to be interrupted
     "data": {"limit": 300, "packing": False},
     "train": {"learning_rate": 3e-3, "num_epochs": 10, "max_steps": 60, "global_batch_size": 24},

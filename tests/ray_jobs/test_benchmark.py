@@ -53,7 +53,9 @@ def test_a_structured_prompt_for_an_endpoint_is_refused(tmp_path):
     models = [{"label": "api", "model": "openai:x", "base_url": "http://127.0.0.1:9/v1", "prompt": "structured"}]
     found = benchmark.read(described(tmp_path, models=models, out=str(tmp_path)))
     with pytest.raises(UserError, match="chat endpoint"):
-        benchmark._ask_api(found, found.tasks[0], TASK, found.models[0], tmp_path / "p.jsonl", print)
+        benchmark._ask_api(
+            benchmark._Question(found, found.tasks[0], TASK, found.models[0], tmp_path / "p.jsonl", print)
+        )
 
 
 @pytest.fixture

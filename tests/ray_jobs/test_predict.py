@@ -62,13 +62,6 @@ def test_predictions_of_other_weights_are_refused_or_replaced(request_for):
     assert not make().out.exists()
 
 
-def test_the_file_ends_in_the_order_of_the_records(request_for):
-    make, folder = request_for
-    begin(make(), folder, ["c", "a", "b"])
-    predict._finish(make().out, ["a", "b", "c"])
-    assert [json.loads(line)["id"] for line in make().out.read_text().splitlines()] == ["a", "b", "c"]
-
-
 def test_shots_come_from_train_by_seed_and_never_from_what_is_asked(request_for):
     make, _ = request_for
     records = load(TASK, "test", "bundled", limit=20)
