@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # glibc must not hand large blocks back to the kernel after every training step: 7x in speed on CPUs
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
-# where it is set, every process would compile torch, ray and transformers again: 14 s each
+# where it is set, every process compiles torch, ray and transformers again
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
