@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -78,14 +79,30 @@ class Deadline:
     used: float = field(default=0.0)
 
 
+@dataclass(slots=True)
+class _Clock:
+    """When the running query has to end, on `time.monotonic`'s scale."""
+
+    until: float = field(default=0.0)
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.until
+
+
 class Database:
-    """One throw-away database. It is filled once, then locked; `run` is all that can be done with it."""
+    """One throw-away database. It is filled once, then locked; `run` is all that can be done with it.
+
+    Its memory is given back when the last reference to it goes. A connection that is not closed is a cycle (it holds a
+    cache of statements that holds it), and in a process with many objects Python looks for cycles so seldom that they
+    fill SQLite's heap. So the database closes it, and nothing that the connection holds refers back to the database.
+    """
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self._connection = sqlite3.connect(
             ":memory:", isolation_level=None, check_same_thread=False, cached_statements=0
         )
-        self._until = 0.0
+        weakref.finalize(self, self._connection.close)
+        self._clock = _Clock()
         self._fill(tables)
         self._lock()
 
@@ -109,10 +126,7 @@ class Database:
         for limit, value in _LIMITS.items():
             connection.setlimit(limit, value)
         connection.set_authorizer(_authorize)
-        connection.set_progress_handler(self._is_late, _STEPS)
-
-    def _is_late(self) -> bool:
-        return time.monotonic() > self._until
+        connection.set_progress_handler(self._clock.is_over, _STEPS)
 
     def run(self, sql: str, deadline: Deadline, max_rows: int = MAX_ROWS) -> list[Row]:
         """The rows of a query.
@@ -121,7 +135,7 @@ class Database:
             SandboxError: with category timeout, too_many_rows or not_executable.
         """
         start = time.monotonic()
-        self._until = start + deadline.seconds - deadline.used
+        self._clock.until = start + deadline.seconds - deadline.used
         try:
             cursor = self._connection.execute(sql)
             rows: list[Row] = cursor.fetchmany(max_rows + 1)
@@ -136,7 +150,7 @@ class Database:
 
     def _explained(self, error: Exception) -> SandboxError:
         text = " ".join(str(error).split())[:160]
-        if "interrupted" in text or self._is_late():
+        if "interrupted" in text or self._clock.is_over():
             return SandboxError("timeout", "the query did not end in time")
         if "not authorized" in text or "prohibited" in text:
             return SandboxError("not_executable", f"uses what a query may not: {text}")
