@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.base import Completion, Record, Score, Task, UserError
+from tasks.base import Completion, Extraction, Record, Score, Task, UserError
 from tasks.contract import ContractError, faults_of_score
 
 __all__ = ["Answer", "Fixture", "check_answer", "check_version", "fingerprint", "pin", "read_fixture"]
@@ -145,7 +145,7 @@ def _pinned(task: Task, fixture: Fixture) -> dict[str, Any]:
     ]
     asked = [(answer.record, answer.completion) for answer in fixture.answers]
     asked += [(record, Completion(text)) for record in fixture.records[:_TEXTS] for text in _probes(task, record)]
-    return {
+    content = {
         "settings": [task.kind, task.special_tokens, task.stop, task.baseline_stop, task.max_new_tokens],
         "metrics": [[metric.name, metric.kind, metric.higher_is_better] for metric in task.metrics],
         "errors": [list(task.errors), sorted(task.format_errors)],
@@ -153,6 +153,19 @@ def _pinned(task: Task, fixture: Fixture) -> dict[str, Any]:
         "texts": texts,
         "verdicts": [_verdict(task.score(record, completion)) for record, completion in asked],
     }
+    if task.extraction is not None:
+        content["extraction"] = _extraction(task, task.extraction, fixture.records[:_TEXTS])
+    return content
+
+
+def _extraction(task: Task, extraction: Extraction, records: Sequence[Record]) -> list[Any]:
+    """What the extractor is asked, and how replies made from the references are judged."""
+    return [
+        extraction.version,
+        extraction.max_new_tokens,
+        [extraction.prompt(Completion(task.reference(record))) for record in records],
+        [extraction.score(record, reply) for record in records for reply in ("NONE", "?", *_probes(task, record))],
+    ]
 
 
 _TEXTS = 8  # records whose texts are pinned: all but a few show the same code at work again

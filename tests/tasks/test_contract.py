@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,14 @@ def test_a_change_without_a_new_version_is_noticed(what: str) -> None:
         check_version(CHANGES[what], FIXTURE)
     with pytest.raises(ContractError, match=r"version 2 .* is not pinned"):
         check_version(replace(CHANGES[what], version="2"), FIXTURE)
+
+
+@pytest.mark.parametrize("change", [{"prompt": lambda completion: completion.text}, {"score": lambda *_: 1.0}])
+def test_the_extractor_is_part_of_a_version(change: dict[str, Any]) -> None:
+    gsm8k = tasks.get("gsm8k")
+    assert gsm8k.extraction is not None
+    with pytest.raises(ContractError, match="changed under version 1"):
+        check_version(replace(gsm8k, extraction=replace(gsm8k.extraction, **change)), fixture("gsm8k"))
 
 
 def test_wording_may_improve() -> None:
