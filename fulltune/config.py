@@ -145,6 +145,9 @@ class RayConfig(Section):
     storage_path: str = Field("runs", description="a folder that every node sees")
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
     max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")
+    standby: bool = Field(
+        True, description="keep one idle, imported process per worker: a restart is seconds, not half a minute"
+    )
     collective_timeout_s: int = Field(1800, ge=1, description="a collective that takes longer ends the attempt")
 
     @field_validator("num_workers")

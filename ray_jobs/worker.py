@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fulltune.config import RunConfig
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     from fulltune import comm, session
     from fulltune.config import resolve
     from fulltune.train import NonFinite
-    from ray_jobs import streaming
+    from ray_jobs import standby, streaming
     from tasks.base import UserError
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -39,12 +42,19 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     _attach(use_gpu=config.ray.use_gpu)
     try:
         stream = streaming.share if config.data.loader == "streaming" else None
-        result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
+        with standby.kept(_spares(config, context)):
+            result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
     except UserError as error:
         return {"user_error": (error.got, error.wanted, error.fix)}
     except (NonFinite, comm.Disagreement) as error:
         return {"error": str(error)}
     return {"step": result.step, "finished": result.finished}
+
+
+def _spares(config: RunConfig, context: Any) -> int:
+    """How many processes this worker asks for: the first of a node asks for all, where a failure leads to a restart."""
+    asks = config.ray.standby and config.ray.max_failures != 0 and context.get_local_rank() == 0
+    return int(context.get_local_world_size()) if asks else 0
 
 
 def _attach(*, use_gpu: bool) -> None:
