@@ -112,8 +112,8 @@ def weight_decay_falls_on_every_parameter() -> Iterator[None]:
 @contextmanager
 def dummies_are_trained_on() -> Iterator[None]:
     """The padding of a step, an example that only keeps a worker in the collectives, counts."""
-    original = batches._collate
-    with mock.patch.object(batches, "_collate", lambda examples, weight: original(examples, weight=1.0)):
+    original = batches.collate_examples
+    with mock.patch.object(batches, "collate_examples", lambda examples, weight: original(examples, weight=1.0)):
         yield
 
 

@@ -266,7 +266,7 @@ def case_hang(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any
     changes = {"train__max_steps": 4, "ray__collective_timeout_s": arguments["timeout_s"]}
     disagreed = ending(run_config(arguments, **changes, train__seed=1 if last else 2))
     if last:
-        session.collate = late(session.collate, calls=2, seconds=arguments["timeout_s"] + 3)
+        batches.collate = late(batches.collate, calls=2, seconds=arguments["timeout_s"] + 3)
     late_ending = ending(run_config(arguments, **changes))
     # the process group is broken now, so the usual farewell would wait for ever
     result = {"disagreed": disagreed, "late": late_ending, "said": said}
