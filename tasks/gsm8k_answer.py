@@ -45,7 +45,7 @@ _STATEMENTS = 50  # how many phrases are looked at, from the last one backwards
 _SENTENCE = 300
 _SENTENCE_END = re.compile(r"\n|[.!?][\"')*_$]*\s+(?=[A-Z])")
 _BLANK = re.compile(r"[\s*_:#>]*+")
-_OPERATOR = re.compile(r" ?(?:[A-Za-z$%]+ ){0,2} ?[-*+/x][\s$(\d]")
+_OPERATOR = re.compile(r" ?(?:[A-Za-z$%][A-Za-z$%/]* ){0,2} ?[-*+/x][\s$(\d]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WORDS_OF_UNIT = 1
 _DIGIT = re.compile(r"\d")
