@@ -102,7 +102,8 @@ def find_answer(text: str) -> Answer:
 @lru_cache(maxsize=256)  # a row is accepted first and scored soon after
 def gold_number(answer: str) -> Fraction | None:
     """The gold number of a reference; of one without `####`, the last number. None if it has no number."""
-    number = find_answer(answer).number
+    last = answer[max(0, answer.rfind(MARK)) :]  # the line that decides, without the reasoning before it
+    number = find_answer(last).number or find_answer(answer).number
     return None if number is None else number.value
 
 

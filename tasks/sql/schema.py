@@ -71,7 +71,7 @@ def _columns(body: str) -> Iterator[tuple[str, str]]:
         if name and not _CONSTRAINT.match(item):
             column = _plain(name).lower()
             declared = item[name.end() :].strip().upper() or "VARCHAR"
-            yield column, f"{declared} {keys[column]}" if column in keys else declared
+            yield column, declared if keys.get(column, "") in declared else f"{declared} {keys[column]}"
 
 
 def _table_key(item: str) -> tuple[str, str] | None:
