@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +30,12 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_objects_at(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """`read_objects` with the offset in bytes at which each line begins: (line number, offset, object)."""
     offset = 0
+    name = str(path)
     # Bytes are split on "\n" alone: str.splitlines would also cut at U+2028, which may stand inside a JSON string.
     with require_file(path).open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if raw.strip():
-                yield number, offset, parse_object(raw, where=f"{path}, line {number}")
+                yield number, offset, parse_object(raw, where=f"{name}, line {number}")
             offset += len(raw)
 
 
@@ -52,18 +54,23 @@ def require_file(path: Path) -> Path:
 
 def parse_object(raw: bytes, *, where: str) -> dict[str, Any]:
     """The object of one line; UserError, beginning with `where`, if it is none."""
-    shown = raw[:80].decode("utf-8", "backslashreplace").strip()
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(raw.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise UserError(
-            got=f"{where}: {shown!r} ({error})", wanted="a JSON object in UTF-8", fix="mend or delete the line"
+            got=f"{where}: {_shown(raw)} ({error})", wanted="a JSON object in UTF-8", fix="mend or delete the line"
         ) from error
     if not isinstance(value, dict):
         raise UserError(
-            got=f"{where}: {shown!r}, a {type(value).__name__}", wanted="a JSON object", fix="mend or delete the line"
+            got=f"{where}: {_shown(raw)}, a {type(value).__name__}",
+            wanted="a JSON object",
+            fix="mend or delete the line",
         )
     return value
+
+
+def _shown(raw: bytes) -> str:
+    return repr(raw[:80].decode("utf-8", "backslashreplace").strip())
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:

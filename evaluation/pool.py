@@ -121,13 +121,13 @@ def _in_pool(spec: TaskSpec, pairs: Iterator[Pair], processes: int) -> Iterator[
     context = multiprocessing.get_context("spawn")
     # An executor, not a multiprocessing.Pool: a killed worker raises here instead of hanging the caller.
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(spec,)) as executor:
-        flying: deque[Future[list[ItemScore]]] = deque()
-        while chunk := list(islice(pairs, CHUNK)):
+        flying: deque[Future[list[_Scored]]] = deque()
+        while chunk := [_packed(*pair) for pair in islice(pairs, CHUNK)]:
             flying.append(executor.submit(_score_chunk, chunk))
             if len(flying) > 2 * processes:
-                yield from flying.popleft().result()
+                yield from (ItemScore(*parts) for parts in flying.popleft().result())
         while flying:
-            yield from flying.popleft().result()
+            yield from (ItemScore(*parts) for parts in flying.popleft().result())
 
 
 _worker_task: Task | None = None
@@ -138,6 +138,17 @@ def _start_worker(spec: TaskSpec) -> None:
     _worker_task = spec.load()
 
 
-def _score_chunk(chunk: list[Pair]) -> list[ItemScore]:
+# Pairs and scores cross processes as plain tuples: frozen dataclasses with slots take ten times as long to pickle.
+_Packed = tuple[str, Mapping[str, Any], str, str | None]
+_Scored = tuple[str, Mapping[str, float], Any, str | None, str]
+
+
+def _packed(record: Record, completion: Completion) -> _Packed:
+    return record.id, record.fields, completion.text, completion.finish_reason
+
+
+def _score_chunk(chunk: list[_Packed]) -> list[_Scored]:
     assert _worker_task is not None, "the pool's initializer did not run"
-    return [score_pair(_worker_task, *pair) for pair in chunk]
+    pairs = ((Record(name, fields), Completion(text, reason)) for name, fields, text, reason in chunk)
+    items = (score_pair(_worker_task, *pair) for pair in pairs)
+    return [(item.id, item.metrics, item.parsed, item.error, item.why) for item in items]

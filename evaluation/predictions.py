@@ -91,8 +91,10 @@ def read_predictions(path: Path) -> Predictions:
     """
     by_id: dict[str, Prediction] = {}
     duplicates = 0
+    name = str(path)
     for number, row in jsonl.read_objects(path):
-        prediction = _prediction(row, where=f"{path}, line {number}")
+        _check(row, where=f"{name}, line {number}")
+        prediction = _prediction(row)
         duplicates += prediction.id in by_id
         by_id[prediction.id] = prediction
     return _counted(path, by_id, duplicates)
@@ -106,10 +108,11 @@ def indexed_predictions(path: Path) -> Iterator[Predictions]:
     """
     offsets: dict[str, int] = {}
     duplicates = 0
+    name = str(path)
     for number, offset, row in jsonl.read_objects_at(path):
-        name = _prediction(row, where=f"{path}, line {number}").id
-        duplicates += name in offsets
-        offsets[name] = offset
+        _check(row, where=f"{name}, line {number}")
+        duplicates += row["id"] in offsets
+        offsets[row["id"]] = offset
     with path.open("rb") as file:
         yield _counted(path, _Indexed(path, file, offsets), duplicates)
 
@@ -124,12 +127,11 @@ class _Indexed(Mapping[str, Prediction]):
     """Predictions by id, of which only the places in the file are in memory."""
 
     def __init__(self, path: Path, file: IO[bytes], offsets: dict[str, int]) -> None:
-        self._path, self._file, self._offsets = path, file, offsets
+        self._where, self._file, self._offsets = f"{path}, read again", file, offsets
 
     def __getitem__(self, name: str) -> Prediction:
         self._file.seek(self._offsets[name])
-        where = f"{self._path}, at the prediction of {name!r}"
-        return _prediction(jsonl.parse_object(self._file.readline(), where=where), where=where)
+        return _prediction(jsonl.parse_object(self._file.readline(), where=self._where))
 
     def __contains__(self, name: object) -> bool:
         return name in self._offsets
@@ -239,19 +241,25 @@ def _sample(ids: Collection[str]) -> str:
     return ", ".join(repr(name) for name, _ in zip(ids, range(3), strict=False))
 
 
-def _prediction(row: dict[str, Any], *, where: str) -> Prediction:
+def _prediction(row: dict[str, Any]) -> Prediction:
+    """The prediction in a row that `_check` has passed."""
+    known = {name: row[name] for name in _KNOWN if name in row}
+    return Prediction(**known, extra={name: value for name, value in row.items() if name not in _KNOWN})
+
+
+def _check(row: dict[str, Any], *, where: str) -> None:
+    """Raises UserError unless the row is a prediction."""
     for name in ("id", "completion"):
         if not isinstance(row.get(name), str):
-            raise _wrong(where, name, row.get(name, "nothing"), 'a string ("completion": "" for an empty answer)')
+            hint = ' ("completion": "" for an empty answer)' if name == "completion" else ""
+            raise _wrong(where, name, row.get(name, "nothing"), f"a string{hint}")
     for name in _TEXTS:
-        if not isinstance(row.get(name), str | None):
+        if row.get(name) is not None and not isinstance(row[name], str):
             raise _wrong(where, name, row[name], "a string or null")
     for name in _COUNTS:
         value = row.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise _wrong(where, name, value, "a whole number or null")
-    known = {name: row[name] for name in _KNOWN if name in row}
-    return Prediction(**known, extra={name: value for name, value in row.items() if name not in _KNOWN})
 
 
 def _wrong(where: str, name: str, value: Any, wanted: str) -> UserError:

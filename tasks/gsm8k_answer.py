@@ -45,7 +45,7 @@ _STATEMENTS = 50  # how many phrases are looked at, from the last one backwards
 _SENTENCE = 300
 _SENTENCE_END = re.compile(r"\n|[.!?][\"')*_$]*\s+(?=[A-Z])")
 _BLANK = re.compile(r"[\s*_:#>]*+")
-_OPERATOR = re.compile(r" ?(?:[A-Za-z$%]+ ){0,2} ?[-*+/x][\s$(\d]")
+_OPERATOR = re.compile(r" ?(?:[A-Za-z$%][A-Za-z$%/]* ){0,2} ?[-*+/x][\s$(\d]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WORDS_OF_UNIT = 1
 _DIGIT = re.compile(r"\d")
@@ -102,7 +102,8 @@ def find_answer(text: str) -> Answer:
 @lru_cache(maxsize=256)  # a row is accepted first and scored soon after
 def gold_number(answer: str) -> Fraction | None:
     """The gold number of a reference; of one without `####`, the last number. None if it has no number."""
-    number = find_answer(answer).number
+    last = answer[max(0, answer.rfind(MARK)) :]  # the line that decides, without the reasoning before it
+    number = find_answer(last).number or find_answer(answer).number
     return None if number is None else number.value
 
 

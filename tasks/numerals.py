@@ -120,15 +120,15 @@ def _is_name(text: str, start: int) -> bool:
 
 
 def _number(text: str, match: re.Match[str]) -> Number:
-    groups = match.groupdict()
-    if groups["power"] is not None:
-        value = _decimal("1", groups["power"])
-    elif groups["whole"] is not None:
-        value = _mixed(groups["whole"], groups["top"], groups["bottom"])
+    power, whole, digits, divisor = match.group("power", "whole", "digits", "divisor")
+    if power is not None:
+        value = _decimal("1", power)
+    elif whole is not None:
+        value = _mixed(whole, match["top"], match["bottom"])
     else:
-        value = _decimal(groups["digits"], groups["e"] or groups["ten"])
-        if groups["divisor"] is not None:
-            by = _decimal(groups["divisor"], None)
+        value = _decimal(digits, match["e"] or match["ten"])
+        if divisor is not None:
+            by = _decimal(divisor, None)
             value = value / by if value is not None and by else None
     if value is not None and _negative(text[max(0, match.start() - _LOOK_BACK) : match.start()]):
         value = -value
@@ -146,6 +146,8 @@ def _mixed(whole: str, top: str, bottom: str) -> Fraction | None:
 
 def _decimal(digits: str, exponent: str | None) -> Fraction | None:
     """Value of one way of writing digits out of `_GROUPS`."""
+    if exponent is None and len(digits) <= MOST_DIGITS and digits.isdecimal():  # as nearly all are
+        return Fraction(int(digits))
     if len(digits) > 2 * MOST_DIGITS or (exponent and abs(int(exponent)) > MOST_EXPONENT):
         return None
     commas, dots = digits.count(","), digits.count(".")
@@ -180,6 +182,8 @@ def _negative(before: str) -> bool:
 
 def as_text(value: Fraction) -> str:
     """The shortest exact way to write a value: `18`, `-0.5`, `1/3`."""
+    if value.denominator == 1:
+        return str(value.numerator)
     rest, twos, fives = value.denominator, 0, 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1

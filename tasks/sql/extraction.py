@@ -7,6 +7,7 @@ first one that parses. Linear in the length of the text, of which the first `MAX
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ _LABEL = re.compile(
 _WITH = r"with\s+(?:recursive\s+)?[\w`\"]{1,64}\s*(?:\([^()]{0,200}\)\s*)?as\s*\("
 _QUERY = re.compile(rf"[\s(]*(?:select\b|{_WITH})", re.IGNORECASE)
 _START = re.compile(rf"\bselect\b|\b{_WITH}", re.IGNORECASE)
-_MARKER = re.compile(r"</?s>|</?sql>|<(?:START|END)_\w+>|<\|[^|\n]{0,40}\|>|```", re.IGNORECASE)
+_MARKER = re.compile(
+    r"</?s>|</?(?:sql|answer|query|code|result|output)>|\[/(?:inst|sql)\]|<(?:START|END)_\w+>|<\|[^|\n]{0,40}\|>|```",
+    re.IGNORECASE,
+)
 _PIECE = re.compile(r"/\*.*?(?:\*/|\Z)|--[^\n]*|'[^']*'|\"[^\"]*\"|;|\n", re.DOTALL)
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|--[^\n]*", re.DOTALL)
 _CLAUSE = re.compile(
@@ -33,6 +37,8 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _INLINE_END = re.compile(r"`(?![\w])")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NEXT_RECORD = re.compile(r"\n[ \t#*]*(?:tables|question|q)[ *]*:", re.IGNORECASE)
 _ENGLISH = re.compile(
     r"select\s+(?:the|all\s+the|only|a|an|any|from|which|those|and|or|data|rows)\b(?!\s*[,.(])", re.IGNORECASE
 )
@@ -48,19 +54,23 @@ class Reading:
 
 def readings(text: str) -> Iterator[Reading]:
     """The queries that a completion may mean, the likeliest first; none if the text is white space."""
-    text = text[:MAX_TEXT].strip()
+    thought, _, answer = text.rpartition("</think>")
+    text = (answer if answer.strip() else text)[:MAX_TEXT].strip()
     seen: set[str] = set()
     for reading in _all_readings(text):
         for sql in (reading.sql, reading.sql.replace("\\_", "_")):  # markdown escapes underscores
             sql = sql.strip()
             if sql and sql not in seen:
                 seen.add(sql)
-                yield Reading(sql, reading.clean and sql == reading.sql.strip())
+                yield Reading(sql, reading.clean and not thought and sql == reading.sql.strip())
             if len(seen) >= _MAX_READINGS:
                 return
 
 
 def _all_readings(text: str) -> Iterator[Reading]:
+    if (following := _NEXT_RECORD.search(text)) and _is_sql(text) and not _ENGLISH.match(text):
+        yield from _from(text[: following.start()], clean=False)  # what the model asked and answered next is not ours
+        return
     blocks = [match for match in _TAGS.finditer(text) if match[1].strip()]
     if blocks:
         block = next((b for b in blocks if _is_sql(b[1])), blocks[0])
@@ -93,10 +103,30 @@ def _in_prose(text: str, clean: bool = True) -> Iterator[Reading]:
         yield from _from(text[label.end() :], clean=False)
         return
     for start in _starts(text):
-        if start > 0 and text[start - 1] == "`" and (end := _INLINE_END.search(text, start)):
-            yield Reading(text[start : end.start()], False)
+        yield from _quoted(text, start)
         yield from _from(text[start:], clean=False)
     yield Reading(text, clean)
+
+
+def _quoted(text: str, start: int) -> Iterator[Reading]:
+    """What stands between the marks around a query: `code`, **bold**, a string of JSON, quotes around the answer."""
+    mark = text[max(0, start - 1) : start]
+    if mark == "`" and (end := _INLINE_END.search(text, start)):
+        yield Reading(text[start : end.start()], False)
+    if mark == "*" and (stop := text.find("**", start)) >= 0:
+        yield Reading(text[start:stop], False)
+    if mark == '"' and (string := _JSON_STRING.match(text, start - 1)):
+        yield Reading(_json_text(string[0]), False)
+    if mark in ("'", '"') and text.endswith(mark):
+        yield Reading(text[start:-1], False)
+
+
+def _json_text(string: str) -> str:
+    """What a JSON string says; "" if it is none. A lone surrogate, which can be escaped in JSON, becomes `?`."""
+    try:
+        return str(json.loads(string, strict=False)).encode("utf-8", errors="replace").decode("utf-8")
+    except ValueError:
+        return ""
 
 
 def _is_sql(text: str) -> bool:

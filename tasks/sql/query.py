@@ -38,9 +38,12 @@ MAX_STARS = 8
 
 
 class _CreateContext(MySQL):
-    """`mysql, normalization_strategy=case_insensitive`, with `||` as concatenation."""
+    """`mysql, normalization_strategy=case_insensitive`, with `||` as concatenation and [names] as SQLite takes them."""
 
     NORMALIZATION_STRATEGY = NormalizationStrategy.CASE_INSENSITIVE
+
+    class Tokenizer(MySQL.Tokenizer):
+        IDENTIFIERS = ["`", ("[", "]")]
 
     class Parser(MySQLParser):
         DISJUNCTION = {kind: node for kind, node in MySQLParser.DISJUNCTION.items() if kind != TokenType.DPIPE}
@@ -224,6 +227,8 @@ def _not_one_query(trees: list[exp.Expr], text: str) -> Fault | None:
         if WRITE_START.match(text):
             return Fault("writes", "not a query but a statement of another kind")
         return Fault("not_sql", "the text is not a query")
+    if any(not select.expressions for select in trees[0].find_all(exp.Select)):
+        return Fault("not_sql", "a SELECT that selects nothing")
     return None
 
 

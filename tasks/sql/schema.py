@@ -17,6 +17,9 @@ _CONSTRAINT = re.compile(
     r"\s*(?:primary\s+key|foreign\s+key|unique\s*\(|check\s*\(|constraint\s+\S+\s+(?:primary|foreign|unique|check)|(?:key|index)\s+\S*\s*\()",
     re.IGNORECASE,
 )
+_TABLE_KEY = re.compile(r"\s*(?:constraint\s+\S+\s+)?(primary\s+key|unique)\s*\(([^(),]+)\)", re.IGNORECASE)
+# What may follow a type; TEXT CONSTRAINT key and TEXT REFERENCES points are no types of numbers, though INT is in them.
+_TYPE_END = re.compile(r"\b(?:NOT|NULL|PRIMARY|UNIQUE|DEFAULT|CHECK|REFERENCES|CONSTRAINT|COLLATE|COMMENT|GENERATED)\b")
 _NUMERIC = re.compile(r"int|num|dec|real|float|doub|serial|number|money|bit", re.IGNORECASE)
 
 
@@ -33,7 +36,15 @@ class Schema:
 
     def is_numeric(self, table: str, column: str) -> bool:
         """Whether the declared type of a column is one of numbers."""
-        return bool(_NUMERIC.search(self.tables[table][column]))
+        return bool(_NUMERIC.search(_TYPE_END.split(self.tables[table][column], maxsplit=1)[0]))
+
+    def is_required(self, table: str, column: str) -> bool:
+        """Whether a column is declared to hold no NULL."""
+        return bool(re.search(r"\b(?:NOT\s+NULL|PRIMARY\s+KEY)\b", self.tables[table].get(column, "")))
+
+    def is_unique(self, table: str, column: str) -> bool:
+        """Whether a column is declared to hold each value once."""
+        return bool(re.search(r"\b(?:PRIMARY\s+KEY|UNIQUE)\b", self.tables[table].get(column, "")))
 
 
 @lru_cache(maxsize=512)
@@ -53,10 +64,21 @@ def read_schema(context: str) -> Schema:
 
 
 def _columns(body: str) -> Iterator[tuple[str, str]]:
-    for item in _split(body):
+    items = _split(body)
+    keys = dict(filter(None, map(_table_key, items)))
+    for item in items:
         name = _NAME.match(item)
         if name and not _CONSTRAINT.match(item):
-            yield _plain(name).lower(), item[name.end() :].strip().upper() or "VARCHAR"
+            column = _plain(name).lower()
+            declared = item[name.end() :].strip().upper() or "VARCHAR"
+            yield column, declared if keys.get(column, "") in declared else f"{declared} {keys[column]}"
+
+
+def _table_key(item: str) -> tuple[str, str] | None:
+    """The column and the words of a key that is declared apart from its column: `UNIQUE (code)`."""
+    key = _TABLE_KEY.match(item)
+    name = _NAME.match(key[2]) if key else None
+    return (_plain(name).lower(), " ".join(key[1].upper().split())) if key and name else None
 
 
 def _plain(match: re.Match[str]) -> str:

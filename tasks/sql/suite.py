@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tasks.sql.compare import Expected, OrderPlan, expected_rows, order_plan, same_rows
@@ -64,6 +64,7 @@ _PLANS = (
     Plan(20, exact=0.6, spread=True),
     Plan(28, exact=0.45, repeat=0.1),
 )
+_NULL_PLANS = (Plan(12, nulls=0.35), Plan(16, exact=0.7, nulls=0.35))  # where the reference asks for NULL
 _MORE_PLANS = (
     Plan(14, exact=0.95, focus=1),
     Plan(18, exact=0.85, spread=True),
@@ -146,7 +147,7 @@ def _filled(suite: Suite) -> Suite:
     fault = "the reference runs on no database"
     try:
         drawing = _Drawing.of(suite, suite.use)
-        for case in drawing.cases((*_PLANS, _counting(suite.use)), "base", deadline):
+        for case in drawing.cases(_base_plans(suite.use), "base", deadline):
             cases.append(case)
         for plan in _MORE_PLANS:
             if sum(case.telling for case in cases) >= _TELLING:
@@ -166,6 +167,10 @@ def _filled(suite: Suite) -> Suite:
     )
 
 
+def _base_plans(use: Use) -> tuple[Plan, ...]:
+    return (*_PLANS, _counting(use), *(_NULL_PLANS if use.nulls else ()))
+
+
 def _counting(use: Use) -> Plan:
     """A plan with rows enough for the numbers that counts and LIMITs are compared with."""
     most = max(use.counts, default=1)
@@ -180,6 +185,7 @@ class _Drawing:
     columns: dict[str, list[tuple[Column, Domain]]]
     kinds: dict[str, dict[str, str]]
     unique: set[Column]
+    required: set[Column]
     sql: str
 
     @classmethod
@@ -189,13 +195,15 @@ class _Drawing:
         kinds = affinities(suite.schema, found)
         columns = {table: [item for item in found.items() if item[0][0] == table] for table in kinds}
         sql = engine_text(suite.plan.tree) if suite.plan else suite.reference.engine_sql
-        return cls(suite, columns, kinds, _unique_keys(use), sql)
+        unique = _unique_keys(use) | {column for column in found if suite.schema.is_unique(*column)}
+        required = {column for column in found if suite.schema.is_required(*column)}
+        return cls(suite, columns, kinds, unique, required, sql)
 
     def cases(self, plans: Iterable[Plan], kind: str, deadline: Deadline) -> Iterator[Case]:
         """One database per plan, with what the reference returns on it; none where that takes too long or too much."""
         for number, plan in enumerate(plans):
             rng = random.Random(hashlib.sha256(f"{kind} {number} {plan} {self.suite.seed}".encode()).digest())
-            rows_of = {table: _rows(rng, plan, columns, self.unique) for table, columns in self.columns.items()}
+            rows_of = {table: _rows(rng, plan, columns, self) for table, columns in self.columns.items()}
             database = Database({table: Table(self.kinds[table], rows) for table, rows in rows_of.items()})
             try:
                 rows = database.run(self.sql, deadline)
@@ -229,16 +237,22 @@ def _unique_keys(use: Use) -> set[Column]:
     return {column for column in near if column[0] in tables}
 
 
-def _rows(rng: random.Random, plan: Plan, columns: list[tuple[Column, Domain]], unique: set[Column]) -> list[Row]:
+def _rows(rng: random.Random, plan: Plan, columns: list[tuple[Column, Domain]], drawing: _Drawing) -> list[Row]:
     size = max(2, round(plan.rows * (0.6 + 0.8 * rng.random())))
-    keys = {column: _key_values(rng, domain, size) for column, domain in columns if column in unique}
+    keys = {column: _key_values(rng, domain, size) for column, domain in columns if column in drawing.unique}
+    full = replace(plan, nulls=0.0)
     rows: list[Row] = []
     for at in range(size):
         if rows and not keys and rng.random() < plan.repeat:
             rows.append(rows[-1])
             continue
         rows.append(
-            tuple(keys[column][at] if column in keys else _value(rng, plan, domain, at) for column, domain in columns)
+            tuple(
+                keys[column][at]
+                if column in keys
+                else _value(rng, full if column in drawing.required else plan, domain, at)
+                for column, domain in columns
+            )
         )
     rng.shuffle(rows)
     return rows

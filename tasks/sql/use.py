@@ -45,6 +45,7 @@ class Use:
         loose: columns that stand in the output of a grouped query without being grouped or aggregated.
         grouped: columns of GROUP BY.
         missing: columns that a reference reads from a table which does not list them.
+        nulls: columns that are asked whether they are NULL.
         joined: whether some SELECT reads two tables or more.
     """
 
@@ -54,6 +55,7 @@ class Use:
     loose: set[Column] = field(default_factory=set)
     grouped: set[Column] = field(default_factory=set)
     missing: set[Column] = field(default_factory=set)
+    nulls: set[Column] = field(default_factory=set)
     joined: bool = False
 
     def of(self, column: Column) -> ColumnUse:
@@ -68,6 +70,8 @@ def use_of(tree: exp.Query, schema: Schema) -> Use:
     for node in tree.walk():
         if isinstance(node, _PREDICATES):
             _read_predicate(node, reader)
+        elif isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
+            use.nulls.update(reader.columns(node))
         elif isinstance(node, (exp.Sum, exp.Avg, *_ARITHMETIC)):
             for column in reader.columns(node):
                 use.of(column).reckoned = True
@@ -92,7 +96,7 @@ def has_new_literals(use: Use, other: Use) -> bool:
 def merged(use: Use, other: Use) -> Use:
     """Both uses in one; types and keys stay those of the first."""
     both = Use(links=set(use.links), counts=use.counts | other.counts, joined=use.joined)
-    both.loose, both.grouped, both.missing = use.loose, use.grouped, use.missing
+    both.loose, both.grouped, both.missing, both.nulls = use.loose, use.grouped, use.missing, use.nulls
     for column in {**use.columns, **other.columns}:
         mine, theirs = use.columns.get(column, ColumnUse()), other.columns.get(column, ColumnUse())
         both.columns[column] = ColumnUse(

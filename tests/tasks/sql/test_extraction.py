@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -54,6 +55,16 @@ ANSWERS = {
     "reasoning first": (f"Step 1: find the table people.\nStep 2: filter.\n\n{LINES};\n\nDone.", False),
     "lower case": (f"sure: {GOLD.lower()}", False),
     "line comment before": (f"-- names of people\n{GOLD}", True),
+    "next question in tags": (f"{GOLD}\nQuestion: more?\nQuery: <SQL>SELECT age FROM people</SQL>", False),
+    "question repeated": (f"Question: Which?\nQuery: <SQL>{GOLD}</SQL>", False),
+    "thoughts first": (f"<think>Perhaps ```SELECT age FROM people```? No.</think>\n{GOLD}", False),
+    "tags of another name": (f"<answer>{GOLD}</answer>", False),
+    "end of instruction": (f"{GOLD} [/INST]", False),
+    "bold": (f"**{GOLD}**\nI hope this helps.", False),
+    "in quotes": (f'"{GOLD}"', False),
+    "in single quotes": (f"'{GOLD}'", False),
+    "JSON": (json.dumps({"sql": GOLD, "confidence": 0.9}), False),
+    "names in square brackets": ('SELECT [name] FROM [people] WHERE [town] = "oslo" AND [age] > 30', True),
     "WITH": (f"WITH q AS ({GOLD}) SELECT name FROM q", True),
 }
 
@@ -85,6 +96,18 @@ def test_markdown_escapes_are_undone() -> None:
     assert (score.metrics["execution_match"], score.metrics["format_violation"]) == (1, 1)
 
 
+def test_a_surrogate_in_json_costs_only_its_own_score() -> None:
+    text = '{"sql": "SELECT name FROM people WHERE town = \'\\ud800\'"}'
+    assert TASK.score(RECORD, Completion(text)).error == "wrong_result"
+
+
+@pytest.mark.parametrize("text", ["SELECT", 'The word "select" means to choose.', "SELECT FROM people"])
+def test_a_select_of_nothing_is_no_query(text: str) -> None:
+    score = TASK.score(RECORD, Completion(text))
+    assert (score.metrics["parse_valid"], score.error) == (0, "not_sql")
+    assert TASK.score(RECORD, Completion("SELECT", "length")).error == "truncated"
+
+
 @given(st.text(alphabet="select with from <sql>/`;'\"\n-*()ab", max_size=200))
 def test_any_text_has_readings_or_none(text: str) -> None:
     found = list(readings(text))
@@ -94,7 +117,26 @@ def test_any_text_has_readings_or_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["select ", "with a as (", "`", "```", "<sql>", ";", "'", '"', "/*", "--", "\n\n", "(", "sql: "]
+    "piece",
+    [
+        "select ",
+        "with a as (",
+        "`",
+        "```",
+        "<sql>",
+        ";",
+        "'",
+        '"',
+        "/*",
+        "--",
+        "\n\n",
+        "(",
+        "sql: ",
+        "\n#",
+        '"select\\',
+        "</think>",
+        "*select",
+    ],
 )
 def test_reading_is_linear(piece: str) -> None:
     start = time.process_time()

@@ -48,6 +48,34 @@ def test_a_text_column_that_is_compared_with_numbers_holds_numbers() -> None:
     assert verdict("SELECT name FROM t WHERE age > 10", 'SELECT name FROM t WHERE age > "10"')
 
 
+@pytest.mark.parametrize("gold", ["SELECT id FROM t WHERE name IS NOT NULL", "SELECT id FROM t WHERE NOT age IS NULL"])
+def test_a_dropped_condition_on_null_shows(gold: str) -> None:
+    assert verdict(gold, gold.replace("NOT age IS NULL", "age IS NOT NULL"))
+    assert not verdict(gold, "SELECT id FROM t")
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT NOT NULL)",
+        "CREATE TABLE t (id INTEGER, name TEXT NOT NULL, CONSTRAINT k PRIMARY KEY (id))",
+    ],
+)
+def test_databases_keep_the_constraints_of_the_context(context: str) -> None:
+    assert verdict("SELECT COUNT(*) FROM t", "SELECT COUNT(id) FROM t", context)
+    assert verdict("SELECT COUNT(*) FROM t", "SELECT COUNT(name) FROM t", context)
+    assert verdict("SELECT COUNT(id) FROM t", "SELECT COUNT(DISTINCT id) FROM t", context)
+    assert not verdict("SELECT COUNT(name) FROM t", "SELECT COUNT(DISTINCT name) FROM t", context)
+    assert not verdict("SELECT COUNT(*) FROM t", "SELECT COUNT(name) FROM t", CONTEXT)
+
+
+def test_constraints_are_no_part_of_a_type() -> None:
+    schema = read_schema(
+        "CREATE TABLE t (a TEXT CONSTRAINT c NOT NULL, b TEXT REFERENCES points (a), n BIGINT NOT NULL)"
+    )
+    assert [schema.is_numeric("t", column) for column in "abn"] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "match"),
     [
