@@ -36,7 +36,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         run=Path(payload["run"]),
     )
     session.write_presence(inputs.run, workers)
-    _attach(use_gpu=config.ray.use_gpu)
+    attach(use_gpu=config.ray.use_gpu)
     try:
         stream = streaming.share if config.data.loader == "streaming" else None
         result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
@@ -47,7 +47,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     return {"step": result.step, "finished": result.finished}
 
 
-def _attach(*, use_gpu: bool) -> None:
+def attach(*, use_gpu: bool) -> None:
+    """Takes the device that Ray gave this worker; on CPUs, DeepSpeed's op as far as it is built."""
     if use_gpu:
         import ray.train.torch
         import torch

@@ -79,7 +79,7 @@ def collect(rank: int, *, use_gpu: bool) -> Facts:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the libraries, and fulltune with a digest of its code: a stale copy on one node has the same number."""
+    """Of Python, the libraries, and fulltune with a digest of its code: a stale copy has the same number."""
     found = {name: metadata.version(name) for name in LIBRARIES}
     return {"python": sys.version.split()[0]} | found | {"fulltune": f"{fulltune.__version__}+{_code()}"}
 
@@ -163,8 +163,9 @@ def by_node(everybody: Iterable[Facts]) -> dict[str, list[Facts]]:
 def check_versions(everybody: Sequence[Facts], driver: dict[str, str]) -> Check:
     """The same libraries everywhere, on the machine that gives the command too."""
     places = [("the driver", driver), *((f"worker {facts.rank}", facts.versions) for facts in everybody)]
+    names = dict.fromkeys(name for _, found in places for name in found)
     named = [f"{name} {'; '.join(f'{value} on {who}' for value, who in found.items())}"
-             for name in driver if len(found := _groups(places, name)) > 1]  # fmt: skip
+             for name in names if len(found := _groups(places, name)) > 1]  # fmt: skip
     alike = ", ".join(f"{name} {value}" for name, value in everybody[0].versions.items())
     return judged(
         "versions",
@@ -176,10 +177,11 @@ def check_versions(everybody: Sequence[Facts], driver: dict[str, str]) -> Check:
 
 
 def _groups(places: Iterable[tuple[str, dict[str, str]]], name: str) -> dict[str, str]:
-    """Value -> who has it."""
+    """Value -> who has it; a driver without a GPU has no CUDA, and nothing to compare."""
     groups: dict[str, list[str]] = {}
     for who, found in places:
-        groups.setdefault(found.get(name, "nothing"), []).append(who)
+        if name in found:
+            groups.setdefault(found[name], []).append(who)
     return {value: ", ".join(who) for value, who in groups.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,8 @@ def start(*, on_gpu: bool) -> Watch:
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):  # a container that forbids it; the peak then includes start-up
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts over: proc(5)
-    except OSError:
-        pass  # a container that forbids it; the peak then includes start-up
     return Watch(on_gpu=on_gpu, resident=status("VmRSS"))
 
 
@@ -86,6 +85,18 @@ def node_limit(group: Sequence[Facts], host_limit: int | None) -> int:
         return int(RAY_KILLS_AT * host_limit)
     free = max(facts.host_available for facts in group) + sum(facts.resident for facts in group)
     return min(int(RAY_KILLS_AT * group[0].host_memory), free)
+
+
+def hopeless(everybody: Sequence[Facts], floor: int, host_limit: int | None) -> str | None:
+    """Why not even to try: a node would have to hold more than it may, and the kernel would end whatever it likes.
+
+    Args:
+        floor: bytes of tensors that by plan each worker keeps in host memory.
+    """
+    for node, group in by_node(everybody).items():
+        if floor * len(group) > (limit := node_limit(group, host_limit)):
+            return f"not tried: by plan {gb(floor * len(group))} of host memory on {node}, which has {gb(limit)} for it"
+    return None
 
 
 def check_device(used: Mapping[int, Use], planned: int, room: int) -> Check:

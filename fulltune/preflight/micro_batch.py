@@ -73,8 +73,7 @@ class Choice:
 
 def sizes(config: RunConfig, setup: Setup, lengths: Lengths) -> list[Size]:
     """The recipe's budget and powers of two that hold the longest allowed example; one without packing."""
-    longest = config.data.max_length
-    own = max(config.train.micro_batch_tokens, longest) if config.data.packing else longest
+    longest, own = config.data.max_length, effective(config)
     powers = {tokens for tokens in MICRO_BATCHES if tokens >= longest} if config.data.packing else set()
     share = float((lengths.supervised / lengths.tokens).max())
     found = []
@@ -84,6 +83,12 @@ def sizes(config: RunConfig, setup: Setup, lengths: Lengths) -> list[Size]:
         batch = Batch(tokens, max(1, round(share * tokens)))
         found.append(Size(tokens, batch, passes, peak_bytes(replace(setup, batch=batch))))
     return found
+
+
+def effective(config: RunConfig) -> int:
+    """The recipe's budget as packs are made: never below one whole example, and that alone without packing."""
+    longest = config.data.max_length
+    return max(config.train.micro_batch_tokens, longest) if config.data.packing else longest
 
 
 def peak_bytes(setup: Setup) -> int:
@@ -118,21 +123,17 @@ def outcome(
     """
     if not config.data.packing:
         return None
-    own = config.train.micro_batch_tokens
+    own = next(size for size in candidates if size.tokens == effective(config))
     planned, chosen = choose(candidates, capacity), choose(candidates, capacity, peak)
-    # a budget below data.max_length is raised to it when the packs are made
-    effective = max(own, config.data.max_length)
-    if chosen is not None and any(size.tokens == effective and size.passes == chosen.passes and
-                                  expected(size, peak) <= capacity for size in candidates):  # fmt: skip
-        chosen = next(size for size in candidates if size.tokens == effective)  # no reason to change the recipe
-    changed = chosen is not None and chosen.tokens != effective
+    if chosen is not None and own.passes == chosen.passes and expected(own, peak) <= capacity:
+        chosen = own  # no reason to change the recipe
     return Choice(
-        recipe=own,
+        recipe=config.train.micro_batch_tokens,
         planned=planned.tokens if planned else None,
         chosen=chosen.tokens if chosen else None,
         passes=chosen.passes if chosen else None,
         expected=expected(chosen, peak) if chosen else None,
         capacity=capacity,
         tried=chosen is not None and chosen.tokens in tried,
-        override=f"train.micro_batch_tokens={chosen.tokens}" if changed and chosen else None,
+        override=f"train.micro_batch_tokens={chosen.tokens}" if chosen and chosen != own else None,
     )
