@@ -123,7 +123,8 @@ def _step(
     tell: Callable[[str, Any], None],
 ) -> None:
     """The recipe's micro-batch, and then the larger one that would save passes, if by that measurement it fits."""
-    from fulltune import engine, session
+    from fulltune import session
+    from fulltune.engine import build  # before the baseline: libraries are not what the plan counts
     from fulltune.preflight import memory, micro_batch, step
 
     if (why := memory.hopeless(everybody, payload["floor"], payload["host_limit"])) is not None:
@@ -132,7 +133,7 @@ def _step(
     enter("loading the model")
     watch = memory.start(on_gpu=config.ray.use_gpu)
     session.seed_everything(config.train.seed)
-    built = engine.build(config, Path(payload["model"]), num_workers=workers.size)
+    built = build(config, Path(payload["model"]), num_workers=workers.size)
     workers.bound(payload["timeout_s"])
     size, longest, vocab = payload["size"], config.data.max_length, built.module.config.vocab_size
     enter(f"a worst-case step of {size.tokens:,} tokens")

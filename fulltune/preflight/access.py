@@ -49,7 +49,7 @@ def _ask(name: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         return "unreachable"
     try:
-        HfApi().auth_check(name)
+        HfApi(endpoint=os.environ.get("HF_ENDPOINT")).auth_check(name)
     except GatedRepoError:
         return "gated"
     except (RepositoryNotFoundError, HFValidationError):

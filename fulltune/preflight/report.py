@@ -12,7 +12,7 @@ from fulltune.preflight.check import Check
 from fulltune.preflight.verdict import Found
 
 WIDTH = 120
-NAME = 24
+NAME = 27
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -65,10 +65,11 @@ def _consequences(found: Found) -> list[str]:
     if found.estimate is not None:
         run = found.estimate
         cost = f"${run.cost_usd:,.2f}" if run.cost_usd is not None else "no price"
-        lines.append(
-            f"time: {hours(run.hours)} for {run.steps:,} steps of {run.step_seconds:,.2f} s "
-            f"({run.tokens_per_s:,.0f} tokens/s), from the measured step; planned {hours(run.planned_hours)}; cost: {cost}"
+        line = (
+            f"time: {hours(run.hours)} for {run.steps:,} steps of {run.step_seconds:,.2f} s ({run.tokens_per_s:,.0f} "
+            f"tokens/s), from the measured step; planned {hours(run.planned_hours)}; cost: {cost}"
         )
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ")
     if found.choice is not None:
         lines += _micro_batch(found)
     return [*lines, ""] if lines else []

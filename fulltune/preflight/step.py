@@ -15,7 +15,6 @@ from fulltune.config import RunConfig
 from fulltune.data import Example
 from fulltune.device import Stopwatch
 from fulltune.plan.activations import Batch
-from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
 from fulltune.preflight.estimate import Timing
 from fulltune.preflight.memory import LESS, Use, Watch
@@ -108,13 +107,12 @@ def check_step(found: Mapping[int, Measured], error: str | None, *, workers: int
     one = found[min(found)]
     finite = math.isfinite(one.loss) and (one.grad_norm is None or math.isfinite(one.grad_norm))
     slowest = max(found.values(), key=lambda measured: measured.timing.first + measured.timing.last)
-    timing = slowest.timing
+    timing, norm = slowest.timing, "scaled away" if one.grad_norm is None else f"{one.grad_norm:.3g}"
     return judged(
         "worst-case step",
         ok=finite,
-        got=f"{timing.tokens:,} tokens per micro-batch ({timing.supervised:,} supervised): {timing.first:,.2f} s and "
-        f"{timing.last:,.2f} s, update {timing.update:,.2f} s; loss {one.loss:.3f}, gradient norm {one.grad_norm}"
-        f", {gb(max(measured.use.device for measured in found.values()))} at the peak",
+        got=f"{timing.tokens:,} tokens per micro-batch ({timing.supervised:,} supervised) in {timing.first:,.2f} and "
+        f"{timing.last:,.2f} s, update {timing.update:,.2f} s; loss {one.loss:.3f}, gradient norm {norm}",
         wanted=wanted,
         fix="check model.dtype (float16 overflows where bfloat16 does not) and the weights",
     )

@@ -148,17 +148,17 @@ def of(
         return _with_plan(found, fitted=False)
     everybody = answers.facts
     if not everybody:
-        missing = judged("workers", ok=False, got=str(answers.error), wanted=f"{run.ray.min_workers} workers that start",
-                         fix="see `ray status` and `ray logs`")  # fmt: skip
+        wanted = f"{run.ray.min_workers} workers that start"
+        missing = Check("workers", False, str(answers.error), wanted, "see `ray status` and `ray logs`")
         return _with_plan(replace(found, checks=(*found.checks, missing)), fitted=False)
-    more = _looks(run, answers, plan)
+    more = [_present(run, answers), *_looks(run, answers, plan)]
     if answers.asked is None:
         return _with_plan(replace(found, checks=(*found.checks, *more)), fitted=False)
     size, taken = answers.asked, len(answers.step) == len(everybody)
     # a larger one that failed only loses its own proposal
-    missed = step.check_step(answers.step, None if taken else answers.error or "the step did not end",
-                             workers=len(everybody))  # fmt: skip
-    more.append(replace(missed, fix=_smaller(answers, missed.fix)))
+    error = None if taken else answers.error or "the step did not end"
+    stepped = step.check_step(answers.step, error, workers=len(everybody))
+    more.append(replace(stepped, fix=_smaller(answers, stepped.fix)))
     if taken:
         more += _memory(run, answers, size, host_limit)
     found = replace(found, checks=(*found.checks, *more), planned=size.planned if taken else None)
@@ -167,11 +167,20 @@ def of(
     return _with_plan(found, fitted=taken and all(check.ok for check in more))
 
 
+def _present(run: RunConfig, answers: Answers) -> Check:
+    return judged(
+        "workers",
+        ok=len(answers.facts) >= run.ray.min_workers,
+        got=about.workers(answers.facts) + (f"; {answers.error}" if answers.error else ""),
+        wanted=f"{run.ray.min_workers} workers that start",
+        fix="see `ray status` and `ray logs`",
+    )
+
+
 def _looks(run: RunConfig, answers: Answers, plan: Plan | None) -> list[Check]:
     """What needs no step."""
     everybody, checkpoint = answers.facts, plan.checkpoint if plan else 0
     found = [
-        Check("workers", True, about.workers(everybody)),
         about.check_versions(everybody, about.versions()),
         about.check_devices(everybody),
         about.check_shared_memory(everybody, use_gpu=run.ray.use_gpu),

@@ -1,7 +1,7 @@
 """Try a recipe on the machines it will run on: workers, storage, network, access, and one worst-case step, in minutes.
 
-Joins the cluster of RAY_ADDRESS, or takes this machine. Ends with go (exit code 0) or no-go (1), and for each no-go with
-what was found, what is wanted, and what to change. Nothing is trained; data and model are prepared as `train` would.
+Joins the cluster of RAY_ADDRESS, or takes this machine. Ends with go (exit code 0) or no-go (1), and for each no-go
+with what was found, what is wanted, and what to change. Nothing is trained; data and model are prepared as by `train`.
 """
 
 from __future__ import annotations
