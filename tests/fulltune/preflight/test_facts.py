@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
 
 from fulltune.preflight import facts
-from fulltune.preflight.facts import Facts
 
-GIB = 2**30
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "fulltune": "0.1.0+aa"}
-
-
-def worker(rank=0, **changes):
-    one = Facts(
-        rank=rank,
-        node="node-0",
-        device="NVIDIA A10G",
-        device_memory=22 * GIB,
-        driver="570.86",
-        versions=VERSIONS,
-        host_memory=64 * GIB,
-        host_available=60 * GIB,
-        resident=GIB,
-        shm=8 * GIB,
-        open_files=65536,
-    )
-    return replace(one, **changes)
 
 
 def test_this_process_knows_itself():
@@ -39,7 +19,7 @@ def test_this_process_knows_itself():
     assert 2**20 < found.resident < found.host_memory
 
 
-def test_versions_that_differ_are_named_with_their_workers():
+def test_versions_that_differ_are_named_with_their_workers(worker):
     assert facts.check_versions([worker(), worker(1)], VERSIONS).ok
     other = worker(1, versions=VERSIONS | {"torch": "2.12.1"})
     check = facts.check_versions([worker(), other, worker(2)], VERSIONS)
@@ -47,18 +27,18 @@ def test_versions_that_differ_are_named_with_their_workers():
     assert check.got == "torch 2.13.0 on the driver, worker 0, worker 2; 2.12.1 on worker 1"
 
 
-def test_a_stale_copy_of_the_code_is_another_version():
+def test_a_stale_copy_of_the_code_is_another_version(worker):
     stale = worker(1, versions=VERSIONS | {"fulltune": "0.1.0+bb"})
     assert "0.1.0+bb on worker 1" in facts.check_versions([worker(), stale], VERSIONS).got
 
 
-def test_cuda_is_compared_among_workers_although_the_driver_has_none():
+def test_cuda_is_compared_among_workers_although_the_driver_has_none(worker):
     pair = [worker(rank, versions=VERSIONS | {"nccl": nccl}) for rank, nccl in enumerate(("2.27", "2.26"))]
     assert "nccl 2.27 on worker 0; 2.26 on worker 1" in facts.check_versions(pair, VERSIONS).got
     assert facts.check_versions(pair[:1], VERSIONS).ok
 
 
-def test_gpus_of_two_types_are_a_no_go_and_processors_of_two_types_are_told():
+def test_gpus_of_two_types_are_a_no_go_and_processors_of_two_types_are_told(worker):
     mixed = facts.check_devices([worker(), worker(1, device="NVIDIA L4")])
     assert not mixed.ok
     assert "NVIDIA L4 (23.6 GB, driver 570.86) on worker 1 on node-0" in mixed.got
@@ -70,14 +50,14 @@ def test_gpus_of_two_types_are_a_no_go_and_processors_of_two_types_are_told():
 
 
 @pytest.mark.parametrize(("shm", "use_gpu", "ok"), [(64, True, False), (2048, True, True), (64, False, True)])
-def test_dockers_default_of_shared_memory_is_too_small_for_gpus(shm, use_gpu, ok):
+def test_dockers_default_of_shared_memory_is_too_small_for_gpus(shm, use_gpu, ok, worker):
     check = facts.check_shared_memory([worker(), worker(1, node="node-1", shm=shm * 2**20)], use_gpu=use_gpu)
     assert check.ok is ok
     assert ok or "node-1" in check.got
 
 
 @pytest.mark.parametrize(("limit", "ok"), [(1024, False), (65536, True), (-1, True)])
-def test_open_files(limit, ok):
+def test_open_files(limit, ok, worker):
     assert facts.check_open_files([worker(), worker(1, open_files=limit)]).ok is ok
 
 

@@ -1,4 +1,4 @@
-"""The worst-case micro-batch, the order of a measured step, what memory it is held against, and the time it foretells."""
+"""The worst-case micro-batch, the order of a measured step, the memory it is held against, the time it foretells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import torch
 from fulltune import config
 from fulltune.comm import Workers
 from fulltune.plan.activations import Batch
-from fulltune.plan.workload import Workload
 from fulltune.preflight import memory, step
 from fulltune.preflight.estimate import Timing, estimate, slowest
 from fulltune.preflight.memory import Use
 from fulltune.preflight.step import Measured
-from tests.fulltune.preflight.test_facts import GIB, worker
-from tests.fulltune.preflight.test_micro_batch import ARCHITECTURE, LENGTHS, recipe
 
+GIB = 2**30
 RUN = config.resolve({"task": "viggo", "model": {"name_or_path": "m"}, "ray": {"name": "r"}}, origin="test")
 
 
@@ -98,7 +96,7 @@ def test_out_of_memory_is_told_from_other_errors(error, out):
     assert step.is_out_of_memory(error) is out
 
 
-def test_the_fullest_gpu_is_held_against_the_smallest():
+def test_the_fullest_gpu_is_held_against_the_smallest(worker):
     small = worker(1, device_memory=9 * GIB)
     room = memory.capacity([worker(), small], None)
     assert room == 9 * GIB
@@ -110,7 +108,7 @@ def test_the_fullest_gpu_is_held_against_the_smallest():
     assert memory.check_device({0: used[0]}, 5 * GIB, room).ok
 
 
-def test_a_node_counts_all_its_workers_and_a_limit_replaces_what_it_has():
+def test_a_node_counts_all_its_workers_and_a_limit_replaces_what_it_has(worker):
     pair = [worker(rank, host_memory=20 * GIB, host_available=17 * GIB) for rank in (0, 1)]
     used = {rank: Use(0, 9 * GIB) for rank in (0, 1)}
     assert memory.node_limit(pair, None) == 19 * GIB
@@ -122,13 +120,13 @@ def test_a_node_counts_all_its_workers_and_a_limit_replaces_what_it_has():
     assert memory.check_host(apart, used, 10 * GIB, "").ok
 
 
-def test_what_others_hold_on_a_node_is_not_there_for_the_workers():
+def test_what_others_hold_on_a_node_is_not_there_for_the_workers(worker):
     busy = [worker(host_memory=20 * GIB, host_available=3 * GIB)]
     assert memory.node_limit(busy, None) == 4 * GIB
     assert memory.capacity([replace(busy[0], device_memory=None)], None) == 3 * GIB
 
 
-def test_a_step_that_by_plan_cannot_fit_a_host_is_not_tried():
+def test_a_step_that_by_plan_cannot_fit_a_host_is_not_tried(worker):
     pair = [worker(rank) for rank in (0, 1)]
     assert memory.hopeless(pair, 3 * GIB, None) is None
     why = memory.hopeless(pair, 3 * GIB, 5 * GIB)
@@ -136,11 +134,9 @@ def test_a_step_that_by_plan_cannot_fit_a_host_is_not_tried():
     assert "node-0" in why
 
 
-def test_the_estimate_scales_the_slowest_workers_passes_to_the_datas_lengths():
-    from fulltune.plan import planner
-
+def test_the_estimate_scales_the_slowest_workers_passes_to_the_datas_lengths(recipe, plan_of):
     run = recipe(micro_batch_tokens=1600)
-    plan = planner.plan(run, ARCHITECTURE, LENGTHS, planner.Options(host_memory=2**40))
+    plan = plan_of(run)
     work = plan.work
     assert work.micro_batches == 2
     per_pass = work.tokens / work.steps / 2 / 2
@@ -153,4 +149,3 @@ def test_the_estimate_scales_the_slowest_workers_passes_to_the_datas_lengths():
     assert found.hours == pytest.approx(work.steps * 6 / 3600, rel=0.01)
     assert found.cost_usd == pytest.approx(found.hours * 2 * 2.0)
     assert slowest({0: same, 1: replace(same, update=9.0)}).update == 9.0
-    assert isinstance(work, Workload)
