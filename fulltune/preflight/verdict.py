@@ -168,10 +168,11 @@ def of(
 
 
 def _present(run: RunConfig, answers: Answers) -> Check:
+    enough = len(answers.facts) >= run.ray.min_workers
     return judged(
         "workers",
-        ok=len(answers.facts) >= run.ray.min_workers,
-        got=about.workers(answers.facts) + (f"; {answers.error}" if answers.error else ""),
+        ok=enough,
+        got=about.workers(answers.facts) + ("" if enough else f"; {answers.error}"),
         wanted=f"{run.ray.min_workers} workers that start",
         fix="see `ray status` and `ray logs`",
     )
@@ -227,9 +228,12 @@ def _consequences(
     size, count = answers.asked, len(answers.facts)
     peak = Peak(size.planned, max(measured.use.device for measured in answers.step.values()))
     tried = frozenset({size.tokens} | ({answers.larger[0]} if answers.larger else set()))
+    sizes = micro_batch.sizes(run, plan.setup, lengths)
+    if answers.error is not None:  # of a larger one, since this one ended well
+        sizes = [other for other in sizes if other.tokens <= size.tokens]
     choice = micro_batch.outcome(
         run,
-        micro_batch.sizes(run, plan.setup, lengths),
+        sizes,
         memory.capacity(answers.facts, host_limit),
         peak,
         tried=tried,
