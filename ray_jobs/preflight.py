@@ -223,11 +223,12 @@ def _attempt(
     least, most = PROBE_BYTES
     bounds = {"collective_timeout_s": max(1, min(run.ray.collective_timeout_s, int(options.timeout_s)))}
     once = run.model_copy(update={"ray": run.ray.model_copy(update={"max_failures": 0} | bounds)})
+    name = f"preflight-{uuid.uuid4().hex}"
     payload = {
         "config": once.model_dump(mode="json"),
         "run": str(run.run_dir),
         "model": str(ground.model) if ground.model is not None and size is not None else None,
-        "ledger": f"preflight-{uuid.uuid4().hex}",
+        "ledger": name,
         "mark": ground.mark,
         "probe_bytes": min(most, max(least, checkpoint // run.ray.min_workers)),
         "size": size,
@@ -236,7 +237,7 @@ def _attempt(
         "host_limit": options.plan.host_memory,
         "timeout_s": options.timeout_s,
     }
-    with _ledger(payload["ledger"]) as ledger:
+    with _ledger(name) as ledger:
         error = _fit(trainer_of(once, preflight_worker, payload), ledger, options.timeout_s, say)
         findings: Findings = ray.get(ledger.read.remote(), timeout=60)
     return verdict.answers(findings.told, findings.doing, error, size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.config import RunConfig
-from fulltune.plan.planner import Plan
+from fulltune.plan.planner import Plan, gb
 from fulltune.plan.workload import Lengths, workload
 from fulltune.preflight import facts as about
 from fulltune.preflight import memory, micro_batch, network, step, storage
@@ -205,7 +205,7 @@ def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None
         device = memory.check_device(used, size.planned, memory.capacity(answers.facts, host_limit))
         return [device, memory.check_host(answers.facts, used, host_limit, "")]
     grew = max(use.device for use in used.values())
-    told = f"a process grew by {memory.gb(grew)}, {memory.against(grew, size.planned)}"
+    told = f"a process grew by {gb(grew)}, {memory.against(grew, size.planned)}"
     return [memory.check_host(answers.facts, used, host_limit, told)]
 
 

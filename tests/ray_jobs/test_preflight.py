@@ -200,6 +200,7 @@ def test_storage_that_cannot_be_written_is_a_no_go(ask, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(600)
 def test_a_step_that_fails_on_the_workers_is_a_no_go_with_their_error(ask):
     code, found = ask("train.lr_multipliers={'*nothing*': 2.0}")
