@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("ray_jobs.commands.demo", "the whole story on a CPU in minutes: train, score before and after, report"),
     "train": ("ray_jobs.commands.train", "train a recipe on Ray; the same command resumes; ends in its report"),
     "plan": ("ray_jobs.commands.plan", "what a recipe will need: memory, time and cost, and whether it fits"),
+    "preflight": ("ray_jobs.commands.preflight", "try a recipe on the real workers in minutes: go, or what to change"),
     "prepare": ("ray_jobs.commands.prepare", "tokenise a recipe's data and build its starting model, and stop there"),
     "submit": ("ray_jobs.commands.submit", "send a recipe to a Ray cluster as a job"),
     "export": ("ray_jobs.commands.export", "turn a checkpoint into a Hugging Face folder"),

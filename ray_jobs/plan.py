@@ -47,10 +47,15 @@ def plan(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str
     Raises:
         UserError: a model whose architecture is not at hand, an unknown GPU, data that cannot be read.
     """
+    return planner.plan(config, *known(config, fetch=fetch, say=say), options)
+
+
+def known(config: RunConfig, *, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], Lengths]:
+    """config.json of the model as it will be trained, and the lengths of its data; arguments as for `plan`."""
     task = task_of(config)
     tokenizer = _tokenizer(config, task, fetch, say)
     lengths = _lengths(config, task, tokenizer, fetch, say)
-    return planner.plan(config, architecture(config.model, task, tokenizer, fetch=fetch), lengths, options)
+    return architecture(config.model, task, tokenizer, fetch=fetch), lengths
 
 
 def architecture(config: ModelConfig, task: Task, tokenizer: Any | None, *, fetch: bool) -> dict[str, Any]:

@@ -125,20 +125,41 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
 
     Ray keeps nothing of value: checkpoints are ours, so its own bookkeeping gets a folder of its own per start.
     """
+    from ray_jobs import cluster, progress, streaming, validate
+    from ray_jobs.worker import train_worker
+
+    settings = run.ray
+    trainer = trainer_of(run, train_worker, _payload(run, prepared), **streaming.trainer_arguments(run, prepared))
+    say(f"training {settings.name}: {steps} steps on {cluster.shown(settings.num_workers)} workers")
+    (run.run_dir / STOP_FILE).unlink(missing_ok=True)
+    with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir), validate.beside(run, steps, say=say):
+        result: Any = trainer.fit()
+    _raise_what_went_wrong(result.return_value)
+    if run.validation.metric:
+        metrics.add_outcomes(run.run_dir, validation.read(run.run_dir))
+
+
+def trainer_of(
+    run: RunConfig, function: Callable[[dict[str, Any]], object], payload: dict[str, Any], **arguments: Any
+) -> Any:
+    """Ray Train's trainer for the workers of a run, in their places, environment and process group.
+
+    Args:
+        function: what each of them does with `payload`.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ray_jobs import cluster, progress, standby, streaming, validate
-    from ray_jobs.worker import train_worker
+    from ray_jobs import cluster, standby
 
     settings = run.ray
     environment = device.worker_environment(use_gpu=settings.use_gpu)
     if settings.standby:
         environment |= standby.environment(use_gpu=settings.use_gpu)
     run_config: Any = ray.train.RunConfig  # Ray declares the old class where the new one is exported
-    trainer = TorchTrainer(
-        cast(Callable[[dict[str, Any]], None], train_worker),  # typed as if it could return nothing
-        train_loop_config=_payload(run, prepared),
+    return TorchTrainer(
+        cast(Callable[[dict[str, Any]], None], function),  # typed as if it could return nothing
+        train_loop_config=payload,
         scaling_config=ray.train.ScalingConfig(
             num_workers=cast(int, settings.num_workers),  # a range as well, which its type does not say
             use_gpu=settings.use_gpu,
@@ -154,15 +175,8 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
         torch_config=TorchConfig(
             backend=device.backend(use_gpu=settings.use_gpu), timeout_s=settings.collective_timeout_s
         ),
-        **streaming.trainer_arguments(run, prepared),
+        **arguments,
     )
-    say(f"training {settings.name}: {steps} steps on {cluster.shown(settings.num_workers)} workers")
-    (run.run_dir / STOP_FILE).unlink(missing_ok=True)
-    with progress.following(run.run_dir, steps), _saving_on_sigterm(run.run_dir), validate.beside(run, steps, say=say):
-        result: Any = trainer.fit()
-    _raise_what_went_wrong(result.return_value)
-    if run.validation.metric:
-        metrics.add_outcomes(run.run_dir, validation.read(run.run_dir))
 
 
 class RunEnded(RuntimeError):

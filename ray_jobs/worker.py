@@ -39,7 +39,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         run=Path(payload["run"]),
     )
     session.write_presence(inputs.run, workers)
-    _attach(use_gpu=config.ray.use_gpu)
+    attach(use_gpu=config.ray.use_gpu)
     try:
         stream = streaming.share if config.data.loader == "streaming" else None
         with standby.kept(_spares(config, context)):
@@ -57,7 +57,8 @@ def _spares(config: RunConfig, context: Any) -> int:
     return int(context.get_local_world_size()) if asks else 0
 
 
-def _attach(*, use_gpu: bool) -> None:
+def attach(*, use_gpu: bool) -> None:
+    """Takes the device that Ray gave this worker; on CPUs, DeepSpeed's op as far as it is built."""
     if use_gpu:
         import ray.train.torch
         import torch

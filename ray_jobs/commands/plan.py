@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object (docs/plan.schema.json)")
     parser.add_argument("--gpu", metavar="NAME", help="plan for this type of GPU, for example A100-80")
-    parser.add_argument("--price", type=_positive, metavar="USD", help="per GPU and hour, instead of the listed price")
+    parser.add_argument("--price", type=positive, metavar="USD", help="per GPU and hour, instead of the listed price")
     parser.add_argument(
-        "--host-memory", type=_positive, metavar="GIB", help="of a node, instead of the usual instance's"
+        "--host-memory", type=positive, metavar="GIB", help="of a node, instead of the usual instance's"
     )
     parser.add_argument("--fetch", action="store_true", help="let config.json, tokenizer and data come from the hub")
 
@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if found.fits else 1
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """A number above 0 from the command line."""
     value = float(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text}: wanted a number above 0")
