@@ -131,6 +131,7 @@ class TrainConfig(Section):
     spike_window: int = Field(50, ge=0, description="steps that say which loss is usual; 0 switches it off")
     spike_threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median: a spike")
     seed: int = Field(42, ge=0)
+    deterministic: bool = Field(False, description="on CUDA: bit-identical repetitions, slower; CPUs are without it")
 
 
 class RayConfig(Section):

@@ -132,7 +132,9 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
     from ray_jobs.worker import train_worker
 
     settings = run.ray
-    environment = {"env_vars": device.worker_environment(use_gpu=settings.use_gpu)}
+    told = device.worker_environment(
+        use_gpu=settings.use_gpu, cpus=settings.cpus_per_worker, deterministic=run.train.deterministic
+    )
     run_config: Any = ray.train.RunConfig  # Ray declares the old class where the new one is exported
     trainer = TorchTrainer(
         cast(Callable[[dict[str, Any]], None], train_worker),  # typed as if it could return nothing
@@ -147,7 +149,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
             name=f"{run.run_dir.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.run_dir / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env=environment,
+            worker_runtime_env={"env_vars": told},
         ),
         torch_config=TorchConfig(
             backend=device.backend(use_gpu=settings.use_gpu), timeout_s=settings.collective_timeout_s

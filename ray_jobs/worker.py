@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fulltune.config import RunConfig
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +39,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         run=Path(payload["run"]),
     )
     session.write_presence(inputs.run, workers)
-    _attach(use_gpu=config.ray.use_gpu)
     try:
+        _attach(config)
         stream = streaming.share if config.data.loader == "streaming" else None
         result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
     except UserError as error:
@@ -47,12 +50,14 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     return {"step": result.step, "finished": result.finished}
 
 
-def _attach(*, use_gpu: bool) -> None:
-    if use_gpu:
+def _attach(config: RunConfig) -> None:
+    if config.ray.use_gpu:
         import ray.train.torch
-        import torch
 
-        torch.cuda.set_device(ray.train.torch.get_device())
+        from fulltune import device
+
+        dtype = device.dtype_name(config.model.dtype, use_gpu=True)
+        device.attach(ray.train.torch.get_device(), dtype, deterministic=config.train.deterministic)
         return
     from fulltune.engine import prebuild
 
