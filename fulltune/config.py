@@ -245,7 +245,9 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    deepspeed: str | dict[str, Any] = Field("zero2", description="a name in deepspeed_configs, a path, or a mapping")
+    deepspeed: str | dict[str, Any] = Field(
+        "zero2", description="name in deepspeed_configs, auto, path or mapping"
+    )
     ray: RayConfig = RayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
