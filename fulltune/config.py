@@ -245,9 +245,7 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    deepspeed: str | dict[str, Any] = Field(
-        "zero2", description="name in deepspeed_configs, auto, path or mapping"
-    )
+    deepspeed: str | dict[str, Any] = Field("zero2", description="name in deepspeed_configs, auto, path or mapping")
     ray: RayConfig = RayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -98,7 +98,7 @@ def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_m
 
 
 def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: int) -> Iterator[Choice]:
-    """What fits of the shipped shardings, for this size of model."""
+    """What fits of the shipped shardings, with the buckets for this size of model."""
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
