@@ -7,7 +7,6 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import REHEARSAL
 from transformers import AutoModelForCausalLM
 
 from fulltune import attention, batches, data, device

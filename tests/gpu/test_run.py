@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import REHEARSAL
 
 from fulltune import config, data, device, meter, metrics
 from fulltune.plan import hardware, memory, planner, shape, workload
