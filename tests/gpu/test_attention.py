@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from fulltune import attention, batches, data, device
 from fulltune.engine.core import to_device
 
+REHEARSAL = os.environ.get("FULLTUNE_REHEARSE_GPU") == "1"  # tests/gpu/conftest.py
 FLASH = pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash_attn is not installed")
 KERNELS = [attention.SEGMENTS, pytest.param(device.FLASH, marks=FLASH)]
 
@@ -61,10 +63,8 @@ def test_another_first_example_changes_nothing_after_it(tiny, pack, target, kern
 
 @FLASH
 def test_flash_attention_agrees_with_the_loop(tiny, pack, target):
-    ours, flash = (
-        hidden(load(tiny, kernel, target), pack, target, kernel).float()
-        for kernel in (attention.SEGMENTS, device.FLASH)
-    )
+    kernels = (attention.SEGMENTS, device.FLASH)
+    ours, flash = (hidden(load(tiny, kernel, target), pack, target, kernel) for kernel in kernels)
     torch.testing.assert_close(flash, ours, rtol=3e-2, atol=3e-2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fulltune import config, data, device, meter, metrics
 from fulltune.plan import hardware, memory, planner, shape, workload
 
+REHEARSAL = os.environ.get("FULLTUNE_REHEARSE_GPU") == "1"  # tests/gpu/conftest.py
 BF16 = {"model__dtype": "bfloat16", "deepspeed": "zero2", "train__max_steps": 8, "checkpoint__every_steps": 5}
 
 
