@@ -14,6 +14,7 @@ from fulltune.plan import memory as planned
 from fulltune.plan import sharding, time, workload
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
+from fulltune.plan.states import FP32
 from fulltune.plan.workload import Lengths, Workload
 
 # without NVMe, which needs a folder on a fast local disk that a plan cannot know
@@ -102,7 +103,7 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
-        if not _divides(tried):
+        if not _runs(tried):
             continue
         found = planned.memory(tried)
         if fits(found, gpu, host_memory):
@@ -118,7 +119,9 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
             )
 
 
-def _divides(setup: Setup) -> bool:
-    """Whether every node holds one whole second copy of the weights, and there is more than one node (ZeRO++ hpZ)."""
+def _runs(setup: Setup) -> bool:
+    """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several."""
+    if setup.sharding.stage == 0 and setup.dtype_bytes != FP32:
+        return False
     copies = setup.sharding.hpz_partition
     return copies == 1 or (copies == setup.workers_per_node < setup.workers and setup.workers % copies == 0)

@@ -37,12 +37,15 @@ def parse(complete, workers, monkeypatch):
 def test_every_recipe_runs_under_every_file_on_1_to_64_workers(name, monkeypatch):
     """The whole matrix, by DeepSpeed's parser; a launch would need the GPUs."""
     resolved = config.load(recipes.path(name))
+    half = resolved.model.dtype == "bfloat16"
     for file in deepspeed_configs.names():
+        if file == "zero0" and half:
+            continue  # refused: docs/support_matrix.md
         for workers in (1, 2, 3, 4, 8, 16, 24, 32, 48, 64):
             complete = settings.complete(resolved.model_copy(update={"deepspeed": file}), num_workers=workers)
             parsed = parse(complete, workers, monkeypatch)
             assert (parsed.train_batch_size, parsed.world_size) == (workers, workers)
-            assert parsed.bfloat16_config.enabled == (resolved.model.dtype == "bfloat16")
+            assert parsed.bfloat16_config.enabled == half
 
 
 @pytest.mark.parametrize("workers", [1, 2, 16, 32, 64])
