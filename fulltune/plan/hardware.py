@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tasks.base import UserError
 
 GIB = 2**30
-# Peaks without sparsity and bandwidths, as public pages quote NVIDIA's data sheets; docs/planning_evidence.md lists them
+# peaks without sparsity, and bandwidths, as public pages quote NVIDIA's data sheets
 QUOTED = "data sheet as quoted in docs/planning_evidence.md"
 
 
