@@ -31,7 +31,7 @@ AMPERE = (8, 0)  # compute capability from which there are bfloat16 units and Fl
 FLASH = "flash_attention_2"
 # torch.optim.AdamW's fused kernel exists on both devices and makes one pass over the state. Offloaded states are
 # DeepSpeedCPUAdam's (fulltune.engine.prebuild), on CPUs and GPUs alike.
-ADAMW_FLAVOUR = {"fused": True}
+ADAMW_FLAVOUR: dict[str, Any] = {"fused": True}
 
 
 def worker_environment(*, use_gpu: bool, cpus: float | None = None, deterministic: bool = False) -> dict[str, str]:
