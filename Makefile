@@ -1,6 +1,6 @@
 # fulltune: `make demo` shows the whole story on a CPU, `make test` runs the quick tests. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-bar install setup test test-slow test-all check golden report-browser wheel smollm2 clean
+.PHONY: help demo demo-bar install setup test test-slow test-all test-gpu check golden report-browser wheel smollm2 clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -49,6 +49,9 @@ test-slow: setup ## the tests that start Ray clusters and train; what CI runs be
 
 test-all: setup ## every test that runs without CUDA
 	@$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(STAMP) ## the tests for machines with one or two CUDA devices
+	@$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 check: $(STAMP) ## lint, format, types and import directions
 	@$(BIN)/ruff check --quiet . && echo "ruff check: clean"

@@ -131,6 +131,7 @@ class TrainConfig(Section):
     spike_window: int = Field(50, ge=0, description="steps that say which loss is usual; 0 switches it off")
     spike_threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median: a spike")
     seed: int = Field(42, ge=0)
+    deterministic: bool = Field(False, description="on CUDA: bit-identical repetitions, slower; CPUs are without it")
 
 
 class RayConfig(Section):
@@ -247,7 +248,7 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    deepspeed: str | dict[str, Any] = Field("zero2", description="a name in deepspeed_configs, a path, or a mapping")
+    deepspeed: str | dict[str, Any] = Field("zero2", description="name in deepspeed_configs, auto, path or mapping")
     ray: RayConfig = RayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -160,7 +160,7 @@ def load(folder: Path, task: Task, *, prompt_style: PromptStyle, use_gpu: bool, 
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=device.torch_dtype(name), attn_implementation="sdpa"
     )
-    model.to(torch.device("cuda" if use_gpu else "cpu")).eval()
+    model.to(device.inference_device(use_gpu=use_gpu)).eval()
     # sampling defaults of the model's authors would only draw warnings: decoding here is greedy
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     return Generator(model=model, tokenizer=tok.load(str(folder)), prompt_style=prompt_style, task=task)

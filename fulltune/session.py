@@ -266,7 +266,7 @@ def fingerprint(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     Settings that only decide how a step is computed (memory against time) or what stops a run may, and so may the
     number of workers.
     """
-    how = {"gradient_checkpointing", "micro_batch_tokens", "loss_chunk_tokens"} | guards.SETTINGS
+    how = {"gradient_checkpointing", "micro_batch_tokens", "loss_chunk_tokens", "deterministic"} | guards.SETTINGS
     return {
         "model": inputs.model.name,  # folders are named by their content
         "data": inputs.train_data.name,

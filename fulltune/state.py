@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from fulltune import checkpoint, comm, export, reshape
+from fulltune import checkpoint, comm, device, export, reshape
 from fulltune.batches import Loader
 from fulltune.engine import Engine, universal
 from fulltune.engine.snapshot import Snapshot
@@ -55,7 +54,7 @@ def take(engine: Engine, loader: Loader, model: Path, workers: comm.Workers, scr
     return WorkerState(
         rank=workers.rank,
         shard=engine.snapshot(scratch),
-        random=_generators(),
+        random=device.random_states(engine.device),
         place=loader.files(),
         model=model if workers.rank == 0 else None,
     )
@@ -69,7 +68,8 @@ def restore(engine: Engine, found: checkpoint.Found, workers: comm.Workers, *, s
     """
     if found.workers == workers.size:
         engine.load(found.path)
-        _set_generators(torch.load(found.path / f"rng-{workers.rank}.pt", weights_only=True, map_location="cpu"))
+        states = torch.load(found.path / f"rng-{workers.rank}.pt", weights_only=True, map_location="cpu")
+        device.set_random_states(states, engine.device)
         return
     if engine.stage == 0:  # nothing is cut
         engine.load(found.path)
@@ -78,14 +78,3 @@ def restore(engine: Engine, found: checkpoint.Found, workers: comm.Workers, *, s
     stream = np.random.SeedSequence([seed, found.step, workers.rank])
     torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]))
     say(f"{found.path.name} was written by {found.workers} workers and is taken up by {workers.size}")
-
-
-def _generators() -> dict[str, torch.Tensor]:
-    states = {"torch": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _set_generators(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

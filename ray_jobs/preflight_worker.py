@@ -96,19 +96,20 @@ def _look(
 ) -> None:
     import torch
 
+    from fulltune import device
     from fulltune.preflight import access, facts, network, storage
     from ray_jobs.worker import attach
 
     use_gpu = config.ray.use_gpu
     enter("looking at itself")
-    attach(use_gpu=use_gpu)
+    attach(config)
     mine = facts.collect(workers.rank, use_gpu=use_gpu)
     tell("facts", mine)
     enter("writing and reading the storage")
     tell("storage", storage.probe(Path(payload["run"]), payload["mark"], workers.rank, payload["probe_bytes"]))
     tell("object store", access.check_object_store(config))
     enter("the collectives")
-    target = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    target = device.current_gpu() if use_gpu else torch.device("cpu")
     tell("network", network.measure(workers, target))
     if payload["model"] is not None:
         _step(config, payload, workers, workers.gather(mine), enter, tell)

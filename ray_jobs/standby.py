@@ -36,7 +36,7 @@ def environment(*, use_gpu: bool) -> dict[str, str]:
     """Environment variables that make a worker process of Ray import before it is given work."""
     if _HOOK in os.environ:  # the job brings a hook of its own
         return {}
-    return {_HOOK: f"{__name__}.load", _DEVICE: "cuda" if use_gpu else "cpu"}
+    return {_HOOK: f"{__name__}.load", _DEVICE: "gpu" if use_gpu else "cpu"}
 
 
 def load() -> None:

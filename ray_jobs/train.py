@@ -21,6 +21,7 @@ from typing import Any, cast
 from fulltune import checkpoint, config, device, metrics, provenance, validation
 from fulltune.config import RunConfig
 from fulltune.session import STOP_FILE, fingerprint, refuse_other_run
+from ray_jobs import auto
 from ray_jobs.prepare import Prepared, prepare, task_of
 from tasks.base import UserError
 
@@ -35,6 +36,7 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
     from ray_jobs import cluster
 
     run.run_dir.mkdir(parents=True, exist_ok=True)
+    run = auto.decided(run, fetch=True, say=say)
     if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip
@@ -153,7 +155,9 @@ def trainer_of(
     from ray_jobs import cluster, standby
 
     settings = run.ray
-    environment = device.worker_environment(use_gpu=settings.use_gpu)
+    environment = device.worker_environment(
+        use_gpu=settings.use_gpu, cpus=settings.cpus_per_worker, deterministic=run.train.deterministic
+    )
     if settings.standby:
         environment |= standby.environment(use_gpu=settings.use_gpu)
     run_config: Any = ray.train.RunConfig  # Ray declares the old class where the new one is exported

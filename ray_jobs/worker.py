@@ -39,8 +39,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         run=Path(payload["run"]),
     )
     session.write_presence(inputs.run, workers)
-    attach(use_gpu=config.ray.use_gpu)
     try:
+        attach(config)
         stream = streaming.share if config.data.loader == "streaming" else None
         with standby.kept(_spares(config, context)):
             result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)
@@ -57,13 +57,15 @@ def _spares(config: RunConfig, context: Any) -> int:
     return int(context.get_local_world_size()) if asks else 0
 
 
-def attach(*, use_gpu: bool) -> None:
+def attach(config: RunConfig) -> None:
     """Takes the device that Ray gave this worker; on CPUs, DeepSpeed's op as far as it is built."""
-    if use_gpu:
+    if config.ray.use_gpu:
         import ray.train.torch
-        import torch
 
-        torch.cuda.set_device(ray.train.torch.get_device())
+        from fulltune import device
+
+        dtype = device.dtype_name(config.model.dtype, use_gpu=True)
+        device.attach(ray.train.torch.get_device(), dtype, deterministic=config.train.deterministic)
         return
     from fulltune.engine import prebuild
 

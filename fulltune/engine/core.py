@@ -74,7 +74,7 @@ class Engine:
         return loss.detach()
 
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
-        there = to_device(batch, self.device)
+        there = to_device(batch, self.device, attention=self.module.config._attn_implementation)
         return summed_loss(self._wrapped, there, head=self._head, chunk_tokens=self._loss_chunk_tokens)
 
     def update(self, learning_rate: float) -> float:
@@ -193,9 +193,11 @@ def load_for(config: RunConfig, complete: dict[str, Any], model_dir: Path) -> tu
 def load_model(config: RunConfig, model_dir: Path) -> Any:
     """The causal language model with the attention and dtype of this device."""
     attention.register()
-    dtype = device.torch_dtype(device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu))
+    dtype = device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu)
     model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=dtype, attn_implementation=device.training_attention(use_gpu=config.ray.use_gpu)
+        model_dir,
+        dtype=device.torch_dtype(dtype),
+        attn_implementation=device.training_attention(dtype, use_gpu=config.ray.use_gpu),
     )
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -213,7 +215,7 @@ def _optimizer(model: Any, config: RunConfig, complete: dict[str, Any]) -> Any:
     }
     if ds_settings.offloads_optimizer(complete):
         return prebuild.cpu_adam()(groups, adamw_mode=True, **common)
-    return torch.optim.AdamW(groups, **common, **device.adamw_flavour(use_gpu=config.ray.use_gpu))
+    return torch.optim.AdamW(groups, **common, **device.ADAMW_FLAVOUR)
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], train: TrainConfig) -> list[dict[str, Any]]:
@@ -246,16 +248,14 @@ def _rank(parameter: torch.nn.Parameter) -> int:
     return len(shape)
 
 
-def to_device(batch: MicroBatch, target: torch.device) -> MicroBatch:
-    """The same micro-batch on another device."""
-    if target.type == "cpu":
-        return batch
+def to_device(batch: MicroBatch, target: torch.device, *, attention: str) -> MicroBatch:
+    """The same micro-batch on the device, its boundaries where the attention reads them."""
     return MicroBatch(
-        input_ids=batch.input_ids.to(target, non_blocking=True),
-        position_ids=batch.position_ids.to(target, non_blocking=True),
-        cu_seq_lens=batch.cu_seq_lens.to(target, non_blocking=True),
+        input_ids=device.copy(batch.input_ids, target),
+        position_ids=device.copy(batch.position_ids, target),
+        cu_seq_lens=device.copy(batch.cu_seq_lens, device.boundaries_device(attention, target)),
         max_length=batch.max_length,
-        keep=batch.keep.to(target, non_blocking=True),
-        targets=batch.targets.to(target, non_blocking=True),
+        keep=device.copy(batch.keep, target),
+        targets=device.copy(batch.targets, target),
         weight=batch.weight,
     )

@@ -69,9 +69,18 @@ def complete(config: RunConfig, *, num_workers: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets.
 
     Batch keys say one sequence per pass: the packs are ours, and DeepSpeed only has to average over workers.
+
+    Raises:
+        UserError: as `base`; bfloat16 under ZeRO-0, where DeepSpeed puts an optimizer wrapper of its own between.
     """
     settings = base(config)
     dtype = device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu)
+    if dtype == "bfloat16" and stage(settings) == 0:
+        raise UserError(
+            got=f"ZeRO-0 with model.dtype {dtype}",
+            wanted="ZeRO-1 or above for bfloat16: master weights in float32, sharded or not, under one wrapper",
+            fix="deepspeed=zero1, which on one worker takes the same memory",
+        )
     settings |= {
         "train_batch_size": num_workers,
         "train_micro_batch_size_per_gpu": 1,

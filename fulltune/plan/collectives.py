@@ -10,7 +10,7 @@ counted in live engines.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
@@ -18,23 +18,29 @@ from fulltune.plan.sharding import Sharding
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload of a step's collectives in bytes: whole tensors, before an algorithm splits them."""
+    """Payload of a step's collectives in bytes: whole tensors, before an algorithm splits them.
+
+    Attributes:
+        node_all_gather: gathers among the workers of one node (ZeRO++ hpZ).
+    """
 
     all_reduce: int = 0
     reduce_scatter: int = 0
     all_gather: int = 0
+    node_all_gather: int = 0
 
     @property
     def payload(self) -> int:
-        return self.all_reduce + self.reduce_scatter + self.all_gather
+        return self.all_reduce + self.reduce_scatter + self.all_gather + self.node_all_gather
 
     def sent(self, workers: int) -> float:
         """Bytes that every worker sends, and receives, under ring algorithms; an all-reduce goes round twice."""
-        return (2 * self.all_reduce + self.reduce_scatter + self.all_gather) * (workers - 1) / workers
+        once = self.reduce_scatter + self.all_gather + self.node_all_gather
+        return (2 * self.all_reduce + once) * (workers - 1) / workers
 
     def between_nodes(self, nodes: int) -> float:
         """Bytes that enter each node from the others, however many workers it has, and leave it too."""
-        return self.sent(nodes)
+        return replace(self, node_all_gather=0).sent(nodes)
 
 
 def step_traffic(
@@ -63,7 +69,11 @@ def step_traffic(
     gathered = sum(sizes) - persistent
     # between the two uses of a weight lies twice what stands after it; what the prefetch reaches is kept as well
     kept = min(gathered, max(sharding.reuse_distance, sharding.prefetch_bucket) // 2)
+    gathers = dtype_bytes * micro_batches * (2 * gathered - kept)
+    # the first forward pass after an update leaves every node a copy of its own, which all later gathers read
+    local = gathers - dtype_bytes * gathered if 1 < sharding.hpz_partition < workers else 0
     return Traffic(
         reduce_scatter=whole * micro_batches,
-        all_gather=dtype_bytes * (persistent + micro_batches * (2 * gathered - kept)),
+        all_gather=dtype_bytes * persistent + gathers - local,
+        node_all_gather=local,
     )

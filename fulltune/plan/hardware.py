@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tasks.base import UserError
 
 GIB = 2**30
-DATASHEET = "dense peak and bandwidths of the vendor's data sheet, from memory"
+# peaks without sparsity, and bandwidths, as public pages quote NVIDIA's data sheets
+QUOTED = "data sheet as quoted in docs/planning_evidence.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,14 @@ def _gpu(
 
 # total memory: what CUDA's out-of-memory messages report, smallest figure seen in public issues
 GPUS: tuple[Gpu, ...] = (
-    _gpu("A10G", 21.99, 70, 600, 16, 100, (8, 768), "A10 capacity: CogVLM issue 236; 70 TFLOP/s dense; g5.48xlarge"),
-    _gpu("L4", 21.99, 121, 300, 16, 100, (8, 768), f"{DATASHEET}; memory as A10; g6.48xlarge"),
-    _gpu("L40S", 44.40, 362, 864, 32, 400, (8, 1536), f"L40 capacity: Qwen3-VL issue 2097; {DATASHEET}; g6e.48xlarge"),
-    _gpu("RTX-4090", 23.52, 165, 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {DATASHEET}; a workstation"),
-    _gpu("A100-40", 39.50, 312, 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {DATASHEET}; p4d.24xlarge"),
-    _gpu("A100-80", 79.14, 312, 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {DATASHEET}; p4de.24xlarge"),
-    _gpu("H100", 79.11, 989, 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {DATASHEET}; p5.48xlarge"),
-    _gpu("H200", 139.0, 989, 4800, 450, 3200, (8, 2048), f"141 GB less the reserve of its siblings; {DATASHEET}; p5e"),
+    _gpu("A10G", 21.99, 70, 600, 16, 100, (8, 768), f"A10 capacity: CogVLM issue 236; {QUOTED}; g5.48xlarge"),
+    _gpu("L4", 21.99, 121, 300, 16, 100, (8, 768), f"{QUOTED}; memory as A10; g6.48xlarge"),
+    _gpu("L40S", 44.40, 362, 864, 32, 400, (8, 1536), f"L40 capacity: Qwen3-VL issue 2097; {QUOTED}; g6e.48xlarge"),
+    _gpu("RTX-4090", 23.52, 165, 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {QUOTED}; a workstation"),
+    _gpu("A100-40", 39.50, 312, 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {QUOTED}; p4d.24xlarge"),
+    _gpu("A100-80", 79.14, 312, 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {QUOTED}; p4de.24xlarge"),
+    _gpu("H100", 79.11, 989, 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {QUOTED}; p5.48xlarge"),
+    _gpu("H200", 139.0, 989, 4800, 450, 3200, (8, 2048), f"141 GB less the reserve of its siblings; {QUOTED}; p5e"),
 )
 
 # names that Ray or people use for a row above; a bare A100 is planned as the smaller one

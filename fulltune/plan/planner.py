@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import deepspeed_configs
 from fulltune import device
 from fulltune.config import RunConfig
 from fulltune.engine import settings
@@ -94,14 +95,19 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
     Args:
         model_config: config.json of the model, with the vocabulary as it will be trained.
 
+    Returns:
+        The plan; its `config` names a file where the recipe says `deepspeed: auto`.
+
     Raises:
         UserError: no such GPU type, or none named for a run on GPUs.
     """
     gpu = _gpu(config, options)
     work = workload.workload(config, lengths)
-    made = setup(config, shape.of(model_config), work, gpu)
-    found = memory.memory(made)
+    model = shape.of(model_config)
     host_memory = options.host_memory or (gpu.node_memory if gpu else _this_machine())
+    config = _decided(config, model, work, gpu, host_memory)
+    made = setup(config, model, work, gpu)
+    found = memory.memory(made)
     seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
     hours = work.steps * seconds / 3600
     price = price_of(gpu, options)
@@ -137,6 +143,21 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
             fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
         )
     return hardware.gpu(name)
+
+
+def _decided(
+    config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None, host_memory: int
+) -> RunConfig:
+    """`deepspeed: auto` is the fastest shipped file that fits; where none does, the one that needs least."""
+    if config.deepspeed != deepspeed_configs.AUTO:
+        return config
+    if gpu is None:
+        name = "zero0" if config.ray.max_workers == 1 else "zero2"
+    else:
+        trial = setup(config.model_copy(update={"deepspeed": "zero3"}), model, work, gpu)
+        best = search.fastest_sharding(trial, work, gpu, host_memory, tokens=config.train.micro_batch_tokens)
+        name = best.deepspeed if best else deepspeed_configs.sized("zero3_offload_all", model.hidden_size)
+    return config.model_copy(update={"deepspeed": name})
 
 
 def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:

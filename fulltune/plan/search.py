@@ -14,9 +14,11 @@ from fulltune.plan import memory as planned
 from fulltune.plan import sharding, time, workload
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
-from fulltune.plan.workload import Lengths
+from fulltune.plan.states import FP32
+from fulltune.plan.workload import Lengths, Workload
 
-SHARDINGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_offload_all")
+# without NVMe, which needs a folder on a fast local disk that a plan cannot know
+SCHEMES = tuple(scheme for scheme in deepspeed_configs.SCHEMES if scheme != "zero3_nvme")
 MICRO_BATCHES = tuple(2**power for power in range(9, 16))  # 512 to 32,768 tokens
 CLUSTERS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -55,7 +57,17 @@ def fastest(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_me
 
 
 def _rank(choice: Choice) -> tuple[float, int, int, int]:
-    return round(choice.step_seconds, 3), SHARDINGS.index(choice.deepspeed), choice.micro_batches, choice.gpu_bytes
+    moved = SCHEMES.index(deepspeed_configs.scheme(choice.deepspeed))
+    return round(choice.step_seconds, 3), moved, choice.micro_batches, choice.gpu_bytes
+
+
+def fastest_sharding(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, *, tokens: int) -> Choice | None:
+    """The fastest shipped sharding that fits with the run's own micro-batches and checkpointing; None if none does.
+
+    Args:
+        tokens: train.micro_batch_tokens.
+    """
+    return min(_shardings(setup, work, gpu, host_memory, tokens), key=_rank, default=None)
 
 
 def smallest(
@@ -81,19 +93,35 @@ def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_m
     for size in sorted(sizes):
         train = config.train.model_copy(update={"micro_batch_tokens": size})
         work = workload.workload(config.model_copy(update={"train": train}), lengths)
-        for name in SHARDINGS:
-            read = sharding.read(deepspeed_configs.load(name))
-            for checkpointing in (False, True):
-                tried = replace(setup, sharding=read, batch=work.largest, checkpointing=checkpointing)
-                found = planned.memory(tried)
-                if fits(found, gpu, host_memory):
-                    yield Choice(
-                        deepspeed=name,
-                        workers=setup.workers,
-                        micro_batch_tokens=size,
-                        micro_batches=work.micro_batches,
-                        gradient_checkpointing=checkpointing,
-                        step_seconds=time.step_seconds(tried, work, gpu),
-                        gpu_bytes=found.gpu.total,
-                        host_bytes=found.host,
-                    )
+        for checkpointing in (False, True):
+            tried = replace(setup, batch=work.largest, checkpointing=checkpointing)
+            yield from _shardings(tried, work, gpu, host_memory, size)
+
+
+def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: int) -> Iterator[Choice]:
+    """What fits of the shipped shardings, with the buckets for this size of model."""
+    for scheme in SCHEMES:
+        name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
+        tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
+        if not _runs(tried):
+            continue
+        found = planned.memory(tried)
+        if fits(found, gpu, host_memory):
+            yield Choice(
+                deepspeed=name,
+                workers=setup.workers,
+                micro_batch_tokens=size,
+                micro_batches=work.micro_batches,
+                gradient_checkpointing=setup.checkpointing,
+                step_seconds=time.step_seconds(tried, work, gpu),
+                gpu_bytes=found.gpu.total,
+                host_bytes=found.host,
+            )
+
+
+def _runs(setup: Setup) -> bool:
+    """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several."""
+    if setup.sharding.stage == 0 and setup.dtype_bytes != FP32:
+        return False
+    copies = setup.sharding.hpz_partition
+    return copies == 1 or (copies == setup.workers_per_node < setup.workers and setup.workers % copies == 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fulltune
+from fulltune import device
 from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
 
@@ -69,7 +70,7 @@ def collect(rank: int, *, use_gpu: bool) -> Facts:
         device=device,
         device_memory=memory,
         driver=driver,
-        versions=versions() | (_cuda_versions() if use_gpu else {}),
+        versions=versions() | (device.cuda_versions() if use_gpu else {}),
         host_memory=limit,
         host_available=available,
         resident=status("VmRSS"),
@@ -93,10 +94,7 @@ def _code() -> str:
 
 
 def _gpu() -> tuple[str, int, str | None]:
-    import torch
-
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return found.name, found.total_memory, _driver()
+    return *device.gpu_name_and_memory(device.current_gpu()), _driver()
 
 
 def _driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
@@ -105,12 +103,6 @@ def _driver(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
         return None
     words = file.read_text().split("\n")[0].split()
     return next((word for word in words if word[0].isdigit() and "." in word), None)
-
-
-def _cuda_versions() -> dict[str, str]:
-    import torch
-
-    return {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
 
 
 def _processor() -> str:

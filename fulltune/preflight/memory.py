@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fulltune import device
 from fulltune.plan.memory import FRAGMENTATION
 from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
@@ -48,20 +49,15 @@ class Watch:
 def start(*, on_gpu: bool) -> Watch:
     """Begins a measurement: peaks of the past are forgotten where the kernel allows it."""
     if on_gpu:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
+        device.reset_peak(device.current_gpu())
     with contextlib.suppress(OSError):  # a container that forbids it; the peak then includes start-up
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts over: proc(5)
     return Watch(on_gpu=on_gpu, resident=status("VmRSS"))
 
 
 def _cuda_peak() -> int:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    beside = max(0, total - free - torch.cuda.memory_reserved())  # the context, NCCL, and other processes
-    return int(beside + (1 + FRAGMENTATION) * torch.cuda.max_memory_allocated())
+    gpu = device.current_gpu()
+    return int(device.bytes_beside_torch(gpu) + (1 + FRAGMENTATION) * (device.peak_bytes(gpu) or 0))
 
 
 def capacity(everybody: Sequence[Facts], host_limit: int | None) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fulltune.comm import Workers
 
-BYTES = {"cuda": 2**28, "cpu": 2**24}
+CPU_BYTES, GPU_BYTES = 2**24, 2**28
 REPEATS = 5
 # of the planned rate: below it NCCL has fallen back to another interface, and time and cost are other ones
 SLOWEST_SHARE = 0.1
@@ -50,7 +50,7 @@ def measure(workers: Workers, target: torch.device) -> Network | None:
     import torch
     import torch.distributed as dist
 
-    size = BYTES[target.type]
+    size = CPU_BYTES if target.type == "cpu" else GPU_BYTES
     share = size // (4 * workers.size)
     whole = torch.zeros(share * workers.size, device=target)
     part = torch.zeros(share, device=target)

@@ -34,16 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Predicts, and prints the file."""
     if arguments.model.startswith("openai:"):
         return _run_api(arguments)
-    import torch
-
     import tasks
-    from fulltune import quiet
+    from fulltune import device, quiet
 
     quiet.libraries()
     quiet.transformers()
     from ray_jobs.predict import Request, predict, usual_prompt
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = device.gpu_count()
     task = tasks.get(arguments.task)
     request = Request(
         task=arguments.task,

@@ -23,10 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the curve, and prints it with the two answers."""
-    import torch
 
     import tasks
-    from fulltune import quiet
+    from fulltune import device, quiet
 
     quiet.libraries()
     quiet.transformers()
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ray_jobs.predict import Request
     from ray_jobs.probe import probe
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = device.gpu_count()
     out = arguments.out or Path("probe") / tasks.get(arguments.task).name
     base = Request(
         task=arguments.task,

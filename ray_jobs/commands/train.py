@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from ray_jobs.commands import recipe
+from tasks.base import UserError
+
+if TYPE_CHECKING:
+    from fulltune.config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +32,24 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     resolved = recipe.load(arguments)
     if arguments.print_config:
-        print(config.dump(resolved), end="")
+        print(config.dump(_with_sharding(resolved)), end="")
         return 0
     if not arguments.force:
         from ray_jobs.plan import refuse_what_cannot_fit
 
         refuse_what_cannot_fit(resolved, say=recipe.say)
     return train_and_report(resolved, with_report=not arguments.no_report)
+
+
+def _with_sharding(resolved: RunConfig) -> RunConfig:
+    """`deepspeed: auto` as the run would find it; left as it is where that needs the network."""
+    from ray_jobs import auto
+
+    try:
+        return auto.decided(resolved, fetch=False, say=recipe.say)
+    except UserError as error:
+        recipe.say(f"deepspeed stays auto for now: {error.got}")
+        return resolved
 
 
 def train_and_report(resolved: object, *, with_report: bool) -> int:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_processes_import_before_they_are_given_work(monkeypatch):
     monkeypatch.delenv(standby._HOOK, raising=False)
-    for use_gpu, name in ((False, "cpu"), (True, "cuda")):
+    for use_gpu, name in ((False, "cpu"), (True, "gpu")):
         assert standby.environment(use_gpu=use_gpu) == {
             standby._HOOK: "ray_jobs.standby.load",
             standby._DEVICE: name,
@@ -30,7 +30,7 @@ def test_a_hook_of_the_job_stays(monkeypatch):
     assert standby.environment(use_gpu=False) == {}
 
 
-@pytest.mark.parametrize(("on", "loaded"), [("cpu", ["a", "b"]), ("cuda", ["a"])])
+@pytest.mark.parametrize(("on", "loaded"), [("cpu", ["a", "b"]), ("gpu", ["a"])])
 def test_only_a_cpu_process_imports_what_asks_for_devices(monkeypatch, on, loaded):
     seen = []
 

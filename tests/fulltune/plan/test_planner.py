@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+import deepspeed_configs
 from fulltune import architectures, config
-from fulltune.plan import hardware, memory, planner, workload
+from fulltune.plan import hardware, memory, planner, search, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
 from tasks.base import UserError
@@ -71,6 +72,55 @@ def test_what_is_called_fastest_fits(size, gpu):
     assert again.fits
     assert again.memory.gpu.total == best.gpu_bytes
     assert best.step_seconds * found.work.steps / 3600 <= found.hours * 1.001 or not found.fits
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "gpu", "chosen"),
+    [
+        ("7b", 16, "A10G", "zero3_7b"),
+        ("7b", 8, "A100-80", "zero1_7b"),
+        ("13b", 16, "A10G", "zero3_13b"),
+        ("70b", 32, "A10G", "zero3_offload_70b"),
+        ("7b", 2, "A10G", "zero3_offload_7b"),
+    ],
+)
+def test_auto_is_the_fastest_file_that_fits(size, workers, gpu, chosen):
+    found = plan(size, workers, Options(gpu=gpu), deepspeed="auto")
+    assert found.config.deepspeed == chosen
+    assert found.fits
+    for name in deepspeed_configs.names():
+        other = plan(size, workers, Options(gpu=gpu), deepspeed=name)
+        if other.fits and "hpz" not in name:  # a second copy of the weights needs more than one node of eight
+            assert found.hours <= other.hours * 1.001, name
+
+
+def test_auto_where_nothing_fits_names_what_needs_least():
+    found = plan("70b", 2, deepspeed="auto")
+    assert found.config.deepspeed == "zero3_offload_all_70b"
+    assert not found.fits
+
+
+def test_auto_on_cpus_and_a_named_file_stays():
+    on_cpu = {"ray__use_gpu": False, "ray__accelerator_type": None, "model__dtype": "auto"}
+    assert plan("7b", 2, deepspeed="auto", **on_cpu).config.deepspeed == "zero2"
+    assert plan("7b", 1, deepspeed="auto", **on_cpu).config.deepspeed == "zero0"
+    assert plan("7b", 2, deepspeed="zero1").config.deepspeed == "zero1"
+
+
+def test_a_second_copy_of_the_weights_pays_where_the_network_decides():
+    """ZeRO++ hpZ: only the first gather of a step crosses the nodes; it needs whole nodes, and more than one."""
+    slow = replace(hardware.gpu("A100-80"), network_bandwidth=1e9 / 8)
+    made = plan("7b", 16, Options(gpu="A100-80"), train__micro_batch_tokens=512, train__global_batch_size=1024)
+    plain, copied = (
+        replace(made.setup, sharding=sharding.read(deepspeed_configs.load(name))) for name in ("zero3", "zero3_hpz")
+    )
+    assert time.step_seconds(copied, made.work, slow) < 0.85 * time.step_seconds(plain, made.work, slow)
+    assert memory.memory(copied).gpu.total > memory.memory(plain).gpu.total
+    fitting = {choice.deepspeed for choice in search._shardings(made.setup, made.work, slow, slow.node_memory, 512)}
+    assert "zero3_hpz_7b" in fitting
+    one_node = replace(made.setup, workers=8)
+    fitting = {choice.deepspeed for choice in search._shardings(one_node, made.work, slow, slow.node_memory, 512)}
+    assert "zero3_hpz_7b" not in fitting
 
 
 def test_the_smallest_cluster_is_minimal():

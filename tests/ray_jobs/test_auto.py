@@ -1,0 +1,63 @@
+"""`deepspeed: auto` before a run: printed, kept by the run, refused with a way out where there is no plan."""
+
+from __future__ import annotations
+
+import pytest
+
+from fulltune import config
+from ray_jobs import auto, cli, recipes
+from tasks.base import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.delenv("FULLTUNE_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def recipe(tmp_path, *changes):
+    overrides = [f"ray.storage_path={tmp_path}", "deepspeed=auto", *changes]
+    return config.load(recipes.path("viggo_llama2_7b"), overrides)
+
+
+def test_the_choice_is_said_with_its_figures(tmp_path):
+    said = []
+    run = auto.decided(recipe(tmp_path), fetch=False, say=said.append)
+    assert run.deepspeed == "zero3_7b"
+    assert len(said) == 1
+    assert "auto is zero3_7b: the fastest that fits, planned " in said[0]
+
+
+def test_a_run_keeps_what_it_began_with(tmp_path):
+    run = recipe(tmp_path, "ray.accelerator_type=A100-80")
+    first = auto.decided(run, fetch=False, say=print)
+    assert first.deepspeed == "zero1_7b"
+    run.run_dir.mkdir(parents=True)
+    (run.run_dir / "config.yaml").write_text(config.dump(first))
+    said = []
+    again = auto.decided(recipe(tmp_path), fetch=False, say=said.append)  # on other GPUs now
+    assert again.deepspeed == "zero1_7b"
+    assert said == ["deepspeed: zero1_7b, chosen when the run began"]
+
+
+def test_a_named_file_is_not_touched(tmp_path):
+    run = recipe(tmp_path, "deepspeed=zero2")
+    assert auto.decided(run, fetch=False, say=pytest.fail) is run
+
+
+@pytest.mark.parametrize("change", ["ray.accelerator_type=null", "model.name_or_path=nobody/nothing"])
+def test_without_a_plan_the_way_out_is_named(tmp_path, change):
+    with pytest.raises(UserError, match=r"(?s)deepspeed: auto, and no plan.*deepspeed=zero3"):
+        auto.decided(recipe(tmp_path, change), fetch=False, say=print)
+
+
+def test_print_config_shows_the_file_and_plan_plans_it(tmp_path, capsys):
+    changes = ["viggo_llama2_7b", "deepspeed=auto", f"ray.storage_path={tmp_path}"]
+    assert cli.main(["train", *changes, "--print-config"]) == 0
+    assert "deepspeed: zero3_7b" in capsys.readouterr().out
+    assert cli.main(["plan", *changes]) == 0
+    assert "ZeRO-3: planned" in capsys.readouterr().out
+    assert cli.main(["train", *changes, "model.name_or_path=nobody/nothing", "--print-config"]) == 0
+    printed = capsys.readouterr()
+    assert "deepspeed: auto" in printed.out
+    assert "stays auto" in printed.err
