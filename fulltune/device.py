@@ -26,6 +26,9 @@ CUDA_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 # order of summation in NCCL whatever sizes it is given
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1", "NCCL_ALGO": "Ring"}
 
+# what advice names
+COLLECTIVES_LOG, COLLECTIVES_INTERFACE = "NCCL_DEBUG=INFO", "NCCL_SOCKET_IFNAME"
+
 HALVES = ("bfloat16", "float16")
 AMPERE = (8, 0)  # compute capability from which there are bfloat16 units and FlashAttention runs
 FLASH = "flash_attention_2"

@@ -62,12 +62,12 @@ class Facts:
 
 def collect(rank: int, *, use_gpu: bool) -> Facts:
     """The facts of this process."""
-    device, memory, driver = _gpu() if use_gpu else (_processor(), None, None)
+    name, memory, driver = _gpu() if use_gpu else (_processor(), None, None)
     limit, available = host_memory()
     return Facts(
         rank=rank,
         node=socket.gethostname(),
-        device=device,
+        device=name,
         device_memory=memory,
         driver=driver,
         versions=versions() | (device.cuda_versions() if use_gpu else {}),

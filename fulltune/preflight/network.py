@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fulltune import device
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
@@ -98,7 +99,8 @@ def check_collectives(found: Network | None, gpu: Gpu | None, *, nodes: int) -> 
         got=f"all-reduce {gb(int(found.all_reduce))}/s, all-gather {gb(int(found.all_gather))}/s over {found.workers} "
         f"workers on {nodes} node(s), {gb(found.bytes)} at a time",
         wanted=wanted if rate else "collectives that end",
-        fix="NCCL_DEBUG=INFO shows which interface NCCL took; set NCCL_SOCKET_IFNAME, or take nodes with a faster link",
+        fix=f"{device.COLLECTIVES_LOG} shows which interface was taken; set {device.COLLECTIVES_INTERFACE}, or take "
+        "nodes with a faster link",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fulltune import device
 from fulltune.config import RunConfig
 from fulltune.plan.planner import Plan, gb
 from fulltune.plan.workload import Lengths, workload
@@ -192,7 +193,7 @@ def _looks(run: RunConfig, answers: Answers, plan: Plan | None) -> list[Check]:
     if answers.object_store is not None:
         found.append(answers.object_store)
     if answers.network is None and (len(everybody) > 1 or not answers.probes):
-        fix = "see the message; NCCL_DEBUG=INFO and a firewall between the nodes are the first places to look"
+        fix = f"see the message; {device.COLLECTIVES_LOG} and a firewall between the nodes are the first places to look"
         return [*found, Check("collectives", False, str(answers.error), "collectives that end", fix)]
     nodes = len(about.by_node(everybody))
     rate = network.check_collectives(answers.network, plan.gpu if plan else None, nodes=nodes)
