@@ -11,7 +11,6 @@ path on a CPU by measurement (benchmarks/generation_throughput.py), which is why
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,8 @@ PREFILL_TOKENS = 2048  # of new prompts in one forward: bounds its memory
 MAX_ROWS = 128  # more rows give no more throughput: the arithmetic is the bound by then
 REFILL = 8  # new prompts wait until an eighth of the slots is free, so that they come in together
 SHARED_TOKENS = 16  # a shorter common beginning is not worth attention in two parts
-PROBE_TOLERANCE = {torch.float32: 1e-3}  # relative difference of logits; other dtypes round more
+PROBE = ((5, 3, 7), (11, 2, 13, 8), (9, 4))  # a beginning and two rows; any tokens will do
+PROBE_TOLERANCE = 1e-3  # of logits, relative, in float32; bfloat16 rounds more
 COARSE_TOLERANCE = 0.05
 
 
@@ -77,7 +77,9 @@ class Slots:
             self.layers[layer] = self._layer(key[0, :, :0], value[0, :, :0])
         at, rows, parts = self.layers[layer], self.step.rows, []
         if rows:
-            parts.append(_continued(at, self.step, *(x[0, :, :rows].transpose(0, 1) for x in (query, key, value)), scale))
+            parts.append(
+                _continued(at, self.step, *(x[0, :, :rows].transpose(0, 1) for x in (query, key, value)), scale)
+            )
         if self.step.lengths:
             parts.append(_begun(at, self.step, *(x[0, :, rows:] for x in (query, key, value)), scale))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -92,7 +94,8 @@ class Slots:
         heads, _, size = prefix_key.shape
         keys, values = (
             # zeros: what no row has written is masked, but a NaN would come through a product with 0
-            x.new_zeros(self.count, heads, self.columns, x.shape[-1]) for x in (prefix_key, prefix_value)
+            x.new_zeros(self.count, heads, self.columns, x.shape[-1])
+            for x in (prefix_key, prefix_value)
         )
         return Layer(keys, values, prefix_key, prefix_value)
 
@@ -205,7 +208,7 @@ def write(
     Yields:
         the name of a prompt with its new tokens, the one that ended it included.
     """
-    shared = _shared_prefix(list(prompts.values())) if len(prompts) > 1 else 0
+    shared = shared_prefix(list(prompts.values())) if len(prompts) > 1 else 0
     shared = shared if shared >= SHARED_TOKENS else 0
     waiting = sorted((Row(name, ids[shared:]) for name, ids in prompts.items()), key=lambda r: (-len(r.own), r.name))
     common = list(next(iter(prompts.values()))[:shared]) if shared else []
@@ -233,17 +236,22 @@ def _session(
     queue, rows = deque(waiting), list[Row]()
     while queue or rows:
         new = _admitted(queue, len(rows), slots.count)
-        slots.step = _step(rows, new, model.device)
-        ids = [row.new[-1] for row in rows] + [token for row in new for token in row.own]
-        places = [len(row.own) + len(row.new) - 1 for row in rows] + [i for row in new for i in range(len(row.own))]
-        ends = [*range(len(rows)), *(len(rows) - 1 + end for end in accumulate(len(row.own) for row in new))]
-        tokens = _forward(model, ids, [len(common) + i for i in places], ends, slots).argmax(-1).tolist()
+        tokens = _advance(model, rows, new, common, slots).argmax(-1).tolist()
         rows += new
         for row, token in zip(rows, tokens, strict=True):
             row.new.append(token)
         done = [len(row.new) >= limit or ended(row.new) for row in rows]
         yield from ((row.name, row.new) for row, is_done in zip(rows, done, strict=True) if is_done)
         rows = _closed_up(rows, done, slots)
+
+
+def _advance(model: Any, rows: Sequence[Row], new: Sequence[Row], common: Sequence[int], slots: Slots) -> torch.Tensor:
+    """One forward: logits of the next token of the open rows and of the new ones, (rows + new, vocabulary)."""
+    slots.step = _step(rows, new, model.device)
+    ids = [row.new[-1] for row in rows] + [token for row in new for token in row.own]
+    places = [len(row.own) + len(row.new) - 1 for row in rows] + [i for row in new for i in range(len(row.own))]
+    ends = [*range(len(rows)), *(len(rows) - 1 + end for end in accumulate(len(row.own) for row in new))]
+    return _forward(model, ids, [len(common) + place for place in places], ends, slots)
 
 
 def _admitted(waiting: deque[Row], open_rows: int, count: int) -> list[Row]:
@@ -299,10 +307,48 @@ def _closed_up(rows: list[Row], done: Sequence[bool], slots: Slots) -> list[Row]
     return rows[:count]
 
 
-def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all rows share; at least one token of every row stays outside."""
     limit = min(len(row) for row in rows) - 1
     return next((i for i in range(limit) if len({row[i] for row in rows}) > 1), limit)
+
+
+def unsupported(model: Any) -> str | None:
+    """Why slots cannot serve this model; None where their logits are those of the model's own attention."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    try:
+        difference = _probe(model)
+    except Exception as error:  # whatever an architecture makes of it, static batches serve it
+        return f"{type(error).__name__}: {error}"
+    bound = PROBE_TOLERANCE if model.dtype == torch.float32 else COARSE_TOLERANCE
+    return None if difference <= bound else f"logits differ by {difference:.1g}"
+
+
+def _probe(model: Any) -> float:
+    """Relative difference between logits over slots and over whole rows, for two rows that write a few tokens.
+
+    They share their beginning, and the second comes in while the first is open.
+    """
+    common, queue = PROBE[0], [[Row("a", PROBE[1])], [Row("b", PROBE[2])], [], []]
+    slots = Slots(2, len(PROBE[1]) + len(queue))
+    rows, found, texts = list[Row](), list[torch.Tensor](), list[list[int]]()
+    with _attention(model), torch.inference_mode():
+        _forward(model, common, range(len(common)), [len(common) - 1], slots)
+        for new in queue:
+            found.append(_advance(model, rows, new, common, slots))
+            rows += new
+            texts += [[*common, *row.own, *row.new] for row in rows]
+            for row, token in zip(rows, found[-1].argmax(-1).tolist(), strict=True):
+                row.new.append(token)
+    with torch.inference_mode():
+        whole = [model(torch.tensor([text], device=model.device), use_cache=False).logits[0, -1] for text in texts]
+    over_slots, expected = torch.cat(found).float(), torch.stack(whole).float()
+    return float((over_slots - expected).norm() / expected.norm())
 
 
 @contextmanager
