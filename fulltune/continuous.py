@@ -5,8 +5,8 @@
 Every forward takes one packed row of tokens without padding: the last token of each open row and all tokens of the
 prompts that have just got a slot. What all prompts begin with is computed and stored once (Juravsky et al. 2024,
 "Hydragen"); the scheme is Yu et al. 2022 ("Orca") with slots of equal length instead of pages: prompts come sorted
-by length, so little of a slot stays empty, and a slot is read without gathering pages. Faster than transformers' paged
-path on a CPU by measurement (benchmarks/generation_throughput.py), which is why it is the default of `fulltune predict`.
+by length, so little of a slot stays empty, and a slot is read without gathering pages. It is the default of `predict`,
+because it is faster than transformers' paged path on a CPU (benchmarks/generation_throughput.py).
 """
 
 from __future__ import annotations

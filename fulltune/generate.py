@@ -246,7 +246,7 @@ def load(
 ) -> Generator:
     """A model from a Hugging Face folder, whole, ready to generate.
 
-    Batches are static whatever was asked for where the model's attention does not support the others; a warning says so.
+    Where the model's attention does not support the batches asked for, they are static, and a warning says so.
     """
     name = device.dtype_name(dtype, use_gpu=use_gpu)
     model: Any = AutoModelForCausalLM.from_pretrained(
