@@ -151,21 +151,25 @@ class Generator:
             batch_tokens: what a static batch, or the cache of the others, holds at most; answers included.
         """
         by_id = {prompt.id: prompt for prompt in prompts}
+        for name, new in self.tokens(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
+            yield self._answer(by_id[name], new, max_new_tokens)
+
+    def tokens(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int
+    ) -> Iterator[tuple[str, list[int]]]:
+        """What is written after each prompt, by id; some batches go on after the first stop, which ends the answer."""
         ids = {prompt.id: prompt.ids for prompt in prompts}
-        longest = max((len(prompt.ids) for prompt in prompts), default=0) + max_new_tokens
+        longest = max(map(len, ids.values()), default=0) + max_new_tokens
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         # slots see everything: where the model's window is shorter, only its own attention will do
         if self.batching == "static" or (self.batching == "continuous" and window and window < longest):
             for batch in batches(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
-                yield from self.answer(batch, max_new_tokens=max_new_tokens)
-            return
-        if self.batching == "paged":
-            written = paged.write(self.model, ids, self.stops.ids, limit=max_new_tokens, cache_tokens=batch_tokens)
+                yield from self._batch(batch, max_new_tokens).items()
+        elif self.batching == "paged":
+            yield from paged.write(self.model, ids, self.stops.ids, limit=max_new_tokens, cache_tokens=batch_tokens)
         else:
             ended = ending(self.tokenizer, self.stops)
-            written = continuous.write(self.model, ids, limit=max_new_tokens, ended=ended, cache_tokens=batch_tokens)
-        for name, new in written:
-            yield self._answer(by_id[name], new, max_new_tokens)
+            yield from continuous.write(self.model, ids, limit=max_new_tokens, ended=ended, cache_tokens=batch_tokens)
 
     def _answer(self, prompt: Prompt, new: list[int], limit: int) -> Answer:
         return answer_of(self.tokenizer, self.task, self.prompt_style, prompt, new, self.stops, limit)
@@ -183,19 +187,22 @@ class Generator:
         return float(chosen.mean())
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
-        """Greedy answers of one static batch, in the order of the prompts.
+        """Greedy answers of one static batch, in the order of the prompts."""
+        written = self._batch(prompts, max_new_tokens)
+        return [self._answer(prompt, written[prompt.id], max_new_tokens) for prompt in prompts]
 
-        Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
+    def _batch(self, prompts: Sequence[Prompt], limit: int) -> dict[str, list[int]]:
+        """Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
         that have not stopped by then go on.
         """
-        first = min(max_new_tokens, max(FIRST_TOKENS, max_new_tokens // 3))
+        first = min(limit, max(FIRST_TOKENS, limit // 3))
         written = dict(zip((p.id for p in prompts), self._write(prompts, first), strict=True))
-        open_rows = [p for p in prompts if first < max_new_tokens and not self._stopped(written[p.id])]
+        open_rows = [p for p in prompts if first < limit and not self._stopped(written[p.id])]
         if open_rows:
             longer = [Prompt(p.id, [*p.ids, *written[p.id]]) for p in open_rows]
-            for prompt, more in zip(open_rows, self._write(longer, max_new_tokens - first), strict=True):
+            for prompt, more in zip(open_rows, self._write(longer, limit - first), strict=True):
                 written[prompt.id] = [*written[prompt.id], *more]
-        return [self._answer(p, written[p.id], max_new_tokens) for p in prompts]
+        return written
 
     def _stopped(self, new: Sequence[int]) -> bool:
         text = self.tokenizer.decode(new, skip_special_tokens=False) if self.stops.strings else ""
