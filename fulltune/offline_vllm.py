@@ -56,12 +56,14 @@ class OfflineEngine:
             given = [{"prompt_token_ids": list(prompt.ids)} for prompt in some]
             outputs = self.llm.generate(given, parameters, use_tqdm=False)
             for prompt, output in zip(some, outputs, strict=True):
-                yield self._answer(prompt, output.outputs[0], max_new_tokens)
+                yield self._answer(prompt, output.outputs[0])
 
-    def _answer(self, prompt: Prompt, written: Any, limit: int) -> Answer:
+    def _answer(self, prompt: Prompt, written: Any) -> Answer:
         if written.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended the answer to {prompt.id} with {written.finish_reason!r}")
         new = list(written.token_ids)
+        # the reason decides, not the number of tokens: a full context window cuts an answer off before the limit
+        limit = len(new) + (written.finish_reason == "stop")
         return answer_of(self.tokenizer, self.task, self.prompt_style, prompt, new, self.stops, limit)
 
 

@@ -181,6 +181,15 @@ def test_vllm_is_given_ids_and_its_tokens_become_the_same_answers(fake, folder, 
     assert fake.rounds == [5, 5, 2]
 
 
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_vllms_reason_decides_where_the_tokens_leave_it_open(fake, folder, reason):
+    """A context window that is full ends an answer before the limit; a stop string leaves no stop token."""
+    engine = opened("vllm", folder, "structured")
+    written = types.SimpleNamespace(token_ids=(30, 31), finish_reason=reason)
+    engine.llm.generate = lambda prompts, *_, **__: [types.SimpleNamespace(outputs=[written])] * len(prompts)
+    assert {answer.finish_reason for answer in answered(engine).values()} == {reason}
+
+
 def test_vllm_that_gives_up_on_a_prompt_is_no_empty_answer(fake, folder):
     engine = opened("vllm", folder, "structured")
     aborted = types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=(), finish_reason="abort")])
