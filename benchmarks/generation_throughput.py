@@ -1,8 +1,10 @@
 """Throughput of prediction: one prompt at a time, static batches of 16, and each engine, on the same rows in one run.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.generation_throughput [--rows 128] [--model FOLDER] [--prompt natural]
+    OMP_NUM_THREADS=1 python -m benchmarks.generation_throughput [--rows 128] [--width 256 --layers 4] [--prompt natural]
 
-Without `--model` it is a random Llama of four layers, 256 wide. Two distributions of answer lengths come from how many
+Without `--model FOLDER` it is a random Llama; by default that of `benchmarks/tiny.py`, where every forward costs its
+calls and not its arithmetic. The wider the model and the longer the prompts, the more of the time is arithmetic that
+no batch saves, unless prompts share their beginning (`--prompt natural --shots K`). Two distributions of answer lengths come from how many
 tokens of the vocabulary count as a stop; every row has the same limit. Times are CPU seconds of this process, all its
 threads together, because wall clocks of shared machines lie; the ratios are what counts. Every arm must write the
 tokens of one-by-one decoding; items that differ are listed with the distance of the two best logits where they part.
@@ -46,13 +48,14 @@ DISTRIBUTIONS = (Lengths("short", 12, 160), Lengths("long", 80, 400))
 Tokens = Mapping[str, list[int]]
 
 
-def random_model(folder: Path, texts: Sequence[str], task: Any) -> Path:
+def random_model(folder: Path, texts: Sequence[str], task: Any, width: int, layers: int) -> Path:
     """A model whose greedy answers wander over the vocabulary, so that rows stop at different times."""
     tokenizer = tok.train_bpe(list(texts), 400)
     tok.add_task_tokens(tokenizer, task)
     torch.manual_seed(SEED)
-    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.12, **shape)
+    shape = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192}
+    config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=2 / width**0.5, **shape)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -133,7 +136,7 @@ def measure(generator: generate.Generator, prompts: Sequence[generate.Prompt], l
     cuts = statistics.quantiles(sizes, n=10)
     print(
         f"\n{lengths.name} answers: {len(prompts)} rows, median {statistics.median(sizes):.0f} tokens, "
-        f"10 % to 90 % {cuts[0]:.0f} to {cuts[-1]:.0f}, longest {sizes[-1]} of {lengths.limit}; "
+        f"10 % to 90 %: {cuts[0]:.0f} to {cuts[-1]:.0f}, longest {sizes[-1]} of {lengths.limit}; "
         f"prompts of {statistics.mean(len(p.ids) for p in prompts):.0f} tokens"
     )
     print(f"| arm | CPU s | wall s | tokens/CPU s | x one by one | x static {STATIC} | items that differ |")
@@ -160,6 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: a random model")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--task", default="viggo")
     parser.add_argument("--prompt", choices=("structured", "natural"), default="structured")
     parser.add_argument("--shots", type=int, default=0)
@@ -172,7 +177,7 @@ def main() -> None:
     train = load(task, "train", "bundled", limit=200)
     texts = ["".join(segment.text for segment in task.render(record)) for record in train]
     with tempfile.TemporaryDirectory() as folder:
-        model = args.model or random_model(Path(folder), texts, task)
+        model = args.model or random_model(Path(folder), texts, task, args.width, args.layers)
         generator = generate.load(model, task, prompt_style=args.prompt, use_gpu=False)
         prompts = [generator.prompt(record, train[: args.shots]) for record in records]
         parameters = sum(parameter.numel() for parameter in generator.model.parameters())

