@@ -1,10 +1,10 @@
 """Throughput of prediction: one prompt at a time, static batches of 16, and each engine, on the same rows in one run.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.generation_throughput [--rows 128] [--width 256 --layers 4] [--prompt natural]
+    OMP_NUM_THREADS=1 python -m benchmarks.generation_throughput [--rows 500] [--width 256 --layers 4] [--shots 4]
 
 Without `--model FOLDER` it is a random Llama; by default that of `benchmarks/tiny.py`, where every forward costs its
 calls and not its arithmetic. The wider the model and the longer the prompts, the more of the time is arithmetic that
-no batch saves, unless prompts share their beginning (`--prompt natural --shots K`). Two distributions of answer lengths come from how many
+no batch saves, unless prompts share their beginning (`--shots`). Two distributions of answer lengths come from how many
 tokens of the vocabulary count as a stop; every row has the same limit. Times are CPU seconds of this process, all its
 threads together, because wall clocks of shared machines lie; the ratios are what counts. Every arm must write the
 tokens of one-by-one decoding; items that differ are listed with the distance of the two best logits where they part.
@@ -161,7 +161,7 @@ def measure(generator: generate.Generator, prompts: Sequence[generate.Prompt], l
 def main() -> None:
     """Prints a table for each distribution; exit code 1 when an item differs that is no near tie."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: a random model")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--layers", type=int, default=2)

@@ -228,7 +228,9 @@ class _Pool:
         self.shares.clear()
 
     def _start(self, actor: Any, records: Sequence[Record]) -> None:
-        stream = actor.answers.options(num_returns="streaming").remote(list(records), self.shots)
+        # an actor outlives a killed driver by seconds: it goes on only when its last answers have been taken
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
+        stream = actor.answers.options(**options).remote(list(records), self.shots)
         self.shares[stream] = _Share(actor, {record.id: record for record in records})
 
     def _replace(self, stream: Any) -> None:
