@@ -231,7 +231,7 @@ class ReportConfig(Section):
 
     split: Literal["train", "valid", "test"] = "test"
     limit: int | None = Field(None, ge=1)
-    batch_tokens: int = Field(4096, ge=8, description="tokens of one generation batch, prompts and answers together")
+    batch_tokens: int = Field(16384, ge=8, description="tokens a copy holds at once, prompts and answers together")
     models: tuple[ReportModel, ...] = (
         ReportModel(model="base"),
         ReportModel(model="base", shots=5),

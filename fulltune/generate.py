@@ -1,15 +1,18 @@
 """Batched greedy generation with a KV cache, on a whole (never a sharded) model.
 
-    prompts (ids) -> batches of similar length -> transformers' generate -> Answer (without the stop token)
+    prompts (ids) -> continuous, paged or static batches -> tokens -> Answer (without the stop token)
 
-What all prompts of a batch begin with (instructions, worked examples) is computed once.
+Continuous batches (`fulltune.continuous`) are the default; static batches of prompts of similar length, written by
+transformers' `generate`, serve the architectures whose attention the others do not cover. Either way, what prompts
+have in common at their beginning (instructions, worked examples) is computed once.
 The decoder keeps special tokens: an answer is cut by token id, not by text, so a model that writes its stop token
 twice or runs past it is seen as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +21,16 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from fulltune import device
+from fulltune import continuous, device, paged
 from fulltune import tokenizer as tok
 from fulltune.config import PromptStyle
 from tasks.base import Record, Task
 
 FIRST_TOKENS = 32  # of an answer, before rows that have stopped leave the batch
 TAIL_TOKENS = 8  # how far back a stop string is looked for after each token
+
+Batching = Literal["continuous", "paged", "static"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,70 @@ class Stops:
     strings: tuple[str, ...]
 
 
+def prompt_of(
+    tokenizer: tok.Tokenizer, task: Task, style: PromptStyle, record: Record, shots: Sequence[Record]
+) -> Prompt:
+    """The prompt of a record in this style; shots stand before it in the same style."""
+    if style == "natural":
+        return Prompt(record.id, tok.encode_text(tokenizer, task.baseline_prompt(record, shots)))
+    if style == "chat":
+        return Prompt(record.id, tok.encode_chat(tokenizer, task.baseline_prompt(record, shots)))
+    worked = [segment for shot in shots for segment in task.render(shot)]
+    before = tok.encode_examples(tokenizer, task, [worked], loss_on="all")[0][0] if worked else []
+    ids = tok.encode_prompt(tokenizer, task, record)
+    return Prompt(record.id, [*before, *ids[len(tok.bos_ids(tokenizer)) :]] if before else ids)
+
+
+def stops_of(tokenizer: tok.Tokenizer, task: Task, style: PromptStyle, eos: int | Sequence[int] | None) -> Stops:
+    """The task's stop token where the vocabulary has it, and every EOS; strings for natural prompts.
+
+    Args:
+        eos: what the model's own generation configuration names.
+    """
+    own = [eos] if eos is None or isinstance(eos, int) else eos
+    ids = {tokenizer.eos_token_id, *own} - {None}
+    if not task.stop or task.stop in tokenizer.get_vocab():
+        ids.add(tok.stop_id(tokenizer, task))
+    strings = task.baseline_stop if style != "structured" else tuple(filter(None, [task.stop]))
+    return Stops(tuple(sorted(ids)), strings)
+
+
+def ending(tokenizer: tok.Tokenizer, stops: Stops) -> Callable[[Sequence[int]], bool]:
+    """Says whether the last of the tokens written so far ends the answer.
+
+    Text is decoded only after a token that can be the end of a stop string, because it contains its last character.
+    Characters outside ASCII may be spread over tokens, and a space may vanish in decoding: then every token can be.
+    """
+    last = {string[-1] for string in stops.strings}
+    any_token = any(not char.isascii() or char == " " for char in last)
+    # a token stands for one byte at least, special ones aside
+    tail = max((len(string.encode()) for string in stops.strings), default=0) + TAIL_TOKENS
+    known: dict[int, bool] = {}
+
+    def can_end(token: int) -> bool:
+        if token not in known:
+            known[token] = any_token or not last.isdisjoint(tokenizer.decode([token], skip_special_tokens=False))
+        return known[token]
+
+    def ended(new: Sequence[int]) -> bool:
+        if new[-1] in stops.ids:
+            return True
+        if not last or not can_end(new[-1]):
+            return False
+        text = tokenizer.decode(list(new[-tail:]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(string in text for string in stops.strings)
+
+    return ended
+
+
+def answer_of(
+    tokenizer: tok.Tokenizer, task: Task, style: PromptStyle, prompt: Prompt, new: list[int], stops: Stops, limit: int
+) -> Answer:
+    """The answer that `new` tokens hold, at most `limit` of them; what comes after the first stop is ignored."""
+    answer = _cut(tokenizer, prompt, new, stops, limit)
+    return replace(answer, text=task.decode_text(answer.text)) if style == "structured" else answer
+
+
 @dataclass(frozen=True)
 class Generator:
     """A loaded model with its tokenizer; prompts are natural language or the task's structured format."""
@@ -62,29 +132,47 @@ class Generator:
     tokenizer: tok.Tokenizer
     prompt_style: PromptStyle
     task: Task
+    batching: Batching = "continuous"
 
     def prompt(self, record: Record, shots: Sequence[Record]) -> Prompt:
         """The prompt of a record in this generator's style; shots stand before it in the same style."""
-        if self.prompt_style == "natural":
-            return Prompt(record.id, tok.encode_text(self.tokenizer, self.task.baseline_prompt(record, shots)))
-        if self.prompt_style == "chat":
-            return Prompt(record.id, tok.encode_chat(self.tokenizer, self.task.baseline_prompt(record, shots)))
-        worked = [segment for shot in shots for segment in self.task.render(shot)]
-        before = tok.encode_examples(self.tokenizer, self.task, [worked], loss_on="all")[0][0] if worked else []
-        ids = tok.encode_prompt(self.tokenizer, self.task, record)
-        return Prompt(record.id, [*before, *ids[len(tok.bos_ids(self.tokenizer)) :]] if before else ids)
+        return prompt_of(self.tokenizer, self.task, self.prompt_style, record, shots)
 
     @cached_property  # asked for every row of every batch, and a vocabulary is large
     def stops(self) -> Stops:
         """The task's stop token where the vocabulary has it, and every EOS; strings for natural prompts."""
         own = self.model.generation_config.eos_token_id
-        ids = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        if not self.task.stop or self.task.stop in self.tokenizer.get_vocab():
-            ids.add(tok.stop_id(self.tokenizer, self.task))
-        strings = (
-            self.task.baseline_stop if self.prompt_style != "structured" else tuple(filter(None, [self.task.stop]))
-        )
-        return Stops(tuple(sorted(ids)), strings)
+        return stops_of(self.tokenizer, self.task, self.prompt_style, own)
+
+    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[Answer]:
+        """Greedy answers to any number of prompts, in the order in which they are finished.
+
+        Args:
+            batch_tokens: what a static batch, or the cache of the others, holds at most; answers included.
+        """
+        by_id = {prompt.id: prompt for prompt in prompts}
+        for name, new in self.tokens(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
+            yield self._answer(by_id[name], new, max_new_tokens)
+
+    def tokens(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int
+    ) -> Iterator[tuple[str, list[int]]]:
+        """What is written after each prompt, by id; some batches go on after the first stop, which ends the answer."""
+        ids = {prompt.id: prompt.ids for prompt in prompts}
+        longest = max(map(len, ids.values()), default=0) + max_new_tokens
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        # slots see everything: where the model's window is shorter, only its own attention will do
+        if self.batching == "static" or (self.batching == "continuous" and window and window < longest):
+            for batch in batches(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
+                yield from self._batch(batch, max_new_tokens).items()
+        elif self.batching == "paged":
+            yield from paged.write(self.model, ids, self.stops.ids, limit=max_new_tokens, cache_tokens=batch_tokens)
+        else:
+            ended = ending(self.tokenizer, self.stops)
+            yield from continuous.write(self.model, ids, limit=max_new_tokens, ended=ended, cache_tokens=batch_tokens)
+
+    def _answer(self, prompt: Prompt, new: list[int], limit: int) -> Answer:
+        return answer_of(self.tokenizer, self.task, self.prompt_style, prompt, new, self.stops, limit)
 
     def log_likelihood(self, record: Record, answer: str) -> float:
         """Mean log-probability per token of `answer` after the natural prompt without shots; -inf for no answer."""
@@ -99,22 +187,22 @@ class Generator:
         return float(chosen.mean())
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
-        """Greedy answers of one batch, in the order of the prompts.
+        """Greedy answers of one static batch, in the order of the prompts."""
+        written = self._batch(prompts, max_new_tokens)
+        return [self._answer(prompt, written[prompt.id], max_new_tokens) for prompt in prompts]
 
-        Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
+    def _batch(self, prompts: Sequence[Prompt], limit: int) -> dict[str, list[int]]:
+        """Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
         that have not stopped by then go on.
         """
-        first = min(max_new_tokens, max(FIRST_TOKENS, max_new_tokens // 3))
+        first = min(limit, max(FIRST_TOKENS, limit // 3))
         written = dict(zip((p.id for p in prompts), self._write(prompts, first), strict=True))
-        open_rows = [p for p in prompts if first < max_new_tokens and not self._stopped(written[p.id])]
+        open_rows = [p for p in prompts if first < limit and not self._stopped(written[p.id])]
         if open_rows:
             longer = [Prompt(p.id, [*p.ids, *written[p.id]]) for p in open_rows]
-            for prompt, more in zip(open_rows, self._write(longer, max_new_tokens - first), strict=True):
+            for prompt, more in zip(open_rows, self._write(longer, limit - first), strict=True):
                 written[prompt.id] = [*written[prompt.id], *more]
-        answers = [_cut(self.tokenizer, p, written[p.id], self.stops, max_new_tokens) for p in prompts]
-        if self.prompt_style != "structured":
-            return answers
-        return [replace(answer, text=self.task.decode_text(answer.text)) for answer in answers]
+        return written
 
     def _stopped(self, new: Sequence[int]) -> bool:
         text = self.tokenizer.decode(new, skip_special_tokens=False) if self.stops.strings else ""
@@ -124,7 +212,7 @@ class Generator:
         """At most `limit` new tokens per prompt; rows that stop early are filled up with the pad token."""
         width = max(len(prompt.ids) for prompt in prompts)
         pad = _pad_id(self.tokenizer)
-        shared = _shared_prefix([prompt.ids for prompt in prompts])
+        shared = continuous.shared_prefix([prompt.ids for prompt in prompts])
         # padding stands between what all prompts share and the rest, so that the shared part is computed once
         rows = [[*p.ids[:shared], *[pad] * (width - len(p.ids)), *p.ids[shared:]] for p in prompts]
         masks = [[1] * shared + [0] * (width - len(p.ids)) + [1] * (len(p.ids) - shared) for p in prompts]
@@ -154,8 +242,19 @@ class Generator:
         return cache
 
 
-def load(folder: Path, task: Task, *, prompt_style: PromptStyle, use_gpu: bool, dtype: str = "auto") -> Generator:
-    """A model from a Hugging Face folder, whole, ready to generate."""
+def load(
+    folder: Path,
+    task: Task,
+    *,
+    prompt_style: PromptStyle,
+    use_gpu: bool,
+    dtype: str = "auto",
+    batching: Batching = "continuous",
+) -> Generator:
+    """A model from a Hugging Face folder, whole, ready to generate.
+
+    Where the model's attention does not support the batches asked for, they are static, and a warning says so.
+    """
     name = device.dtype_name(dtype, use_gpu=use_gpu)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=device.torch_dtype(name), attn_implementation="sdpa"
@@ -163,7 +262,12 @@ def load(folder: Path, task: Task, *, prompt_style: PromptStyle, use_gpu: bool, 
     model.to(device.inference_device(use_gpu=use_gpu)).eval()
     # sampling defaults of the model's authors would only draw warnings: decoding here is greedy
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
-    return Generator(model=model, tokenizer=tok.load(str(folder)), prompt_style=prompt_style, task=task)
+    why = {"continuous": continuous.unsupported, "paged": paged.unsupported}.get(batching, lambda _: None)(model)
+    if why:
+        log.warning("%s batches are not for %s (%s): static ones answer", batching, type(model).__name__, why)
+        batching = "static"
+    tokenizer = tok.load(str(folder))
+    return Generator(model=model, tokenizer=tokenizer, prompt_style=prompt_style, task=task, batching=batching)
 
 
 def batches(prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[list[Prompt]]:
@@ -177,12 +281,6 @@ def batches(prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int
         batch.append(prompt)
     if batch:
         yield batch
-
-
-def _shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all rows share; at least one token of every row stays outside."""
-    limit = min(len(row) for row in rows) - 1
-    return next((i for i in range(limit) if len({row[i] for row in rows}) > 1), limit)
 
 
 def _pad_id(tokenizer: tok.Tokenizer) -> int:

@@ -28,7 +28,7 @@ from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
 from evaluation.pool import TaskSpec
-from fulltune import provenance
+from fulltune import engines, provenance
 from fulltune.config import PromptStyle
 from fulltune.schema import Section, checked, read_tree
 from ray_jobs import cluster
@@ -73,7 +73,8 @@ class Benchmark(Section):
     tasks: tuple[BenchmarkTask, ...] = Field(min_length=1)
     models: tuple[BenchmarkModel, ...] = Field(min_length=1)
     out: str = Field("benchmarks_runs", description="folder that gets a folder of the benchmark's name")
-    batch_tokens: int = Field(16384, ge=8, description="tokens of one generation batch, answers included")
+    engine: engines.EngineName = Field("hf", description="what generates for local models")
+    batch_tokens: int = Field(16384, ge=8, description="tokens a copy of a model holds at once, answers included")
     workers: int = Field(1, ge=1, description="copies of each local model")
     cpus_per_worker: float = Field(1.0, gt=0)
     use_gpu: bool = False
@@ -196,6 +197,7 @@ def _request(asked: _Question) -> Request:
         revision=model.revision,
         task_options=tuple(part.options.items()),
         columns=tuple(part.columns.items()),
+        engine=benchmark.engine,
         batch_tokens=benchmark.batch_tokens,
         workers=benchmark.workers,
         cpus_per_worker=benchmark.cpus_per_worker,

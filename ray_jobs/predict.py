@@ -1,6 +1,9 @@
 """`fulltune predict`: answers of one model to one split, written as they come; a killed one goes on where it was.
 
-    records -> prompts -> batches -> Ray actors (each with a whole model) -> predictions.jsonl + .meta.json
+    records -> Ray actors (each with a whole model and a share of them) -> predictions.jsonl + .meta.json
+
+An actor sends answers as it finishes them, each is written at once, and what is written is never computed again:
+neither after a kill of this process nor after the death of an actor.
 
 The same schema serves our model, a base model with k shots and an API model, so `score` and `compare` ask no questions.
 """
@@ -11,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +23,14 @@ from tqdm import tqdm
 
 import tasks
 from evaluation import prediction_file
-from fulltune import device, model
+from fulltune import device, engines, model
 from fulltune.config import ModelConfig, PromptStyle
 from tasks.base import Record, Task, UserError
 from tasks.shots import pick
 from tasks.sources import load
+
+RESTARTS = 2  # of each actor
+MOMENT_S = 0.2  # how long an actor keeps a finished answer: sending each alone would cost more than a tiny model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,8 @@ class Request:
         task: name or path of the task; `task_options` its settings.
         model: a folder or hub id.
         prompt: None for the natural one where the model is not tuned on the task, else the structured one.
-        batch_tokens: of one generation batch, padding and answers included.
+        engine: one of `fulltune.engines`.
+        batch_tokens: of the keys and values that a worker holds at once, answers included.
         workers: actors, each holding a whole model.
         cache: where converted models are kept; None for a folder beside `out`.
         replace: predictions of another model or setting in `out` make room; otherwise they are refused.
@@ -53,7 +60,8 @@ class Request:
     revision: str | None = None
     task_options: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
-    batch_tokens: int = 4096
+    engine: engines.EngineName = "hf"
+    batch_tokens: int = 16384
     workers: int = 1
     cpus_per_worker: float = 1.0
     use_gpu: bool = False
@@ -65,7 +73,7 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """What decides the answers; predictions made under another identity are not continued."""
         wanted = ("task", "split", "source", "model", "revision", "prompt", "shots", "task_options", "columns")
-        return {name: getattr(self, name) for name in wanted}
+        return {name: getattr(self, name) for name in wanted} | {"engine": engines.family(self.engine)}
 
 
 def predict(request: Request, *, say: Callable[[str], None]) -> Path:
@@ -76,6 +84,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     """
     from ray_jobs import cluster
 
+    engines.check(request.engine)
     task = tasks.get(request.task, **dict(request.task_options))
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     shots = pick_shots(task, request, records)
@@ -127,26 +136,41 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
         request.out.unlink(missing_ok=True)
         before = {}
     done = prediction_file.answered(request.out, identity)
-    names = ("label", "task", "split", "source", "shots", "prompt", "model", "role")
+    names = ("label", "task", "split", "source", "shots", "prompt", "model", "role", "engine")
     facts = {name: getattr(request, name) for name in names}
-    prediction_file.write_meta(request.out, facts | {"seconds": before.get("seconds", 0.0), "identity": identity})
+    spent = {"seconds": before.get("seconds", 0.0), "workers": before.get("workers", request.workers)}
+    prediction_file.write_meta(request.out, facts | spent | {"identity": identity})
     return set(done)
 
 
 def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
     started = time.perf_counter()
-    with (
-        request.out.open("a", encoding="utf-8") as file,
-        tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
-    ):
-        for answers in _answers(request, folder, missing, shots):
-            for answer in answers:
-                file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update(len(answers))
-    meta = prediction_file.read_meta(request.out)
-    seconds = round(meta["seconds"] + time.perf_counter() - started, 2)
-    prediction_file.write_meta(request.out, meta | {"seconds": seconds})
+    before = prediction_file.read_meta(request.out)
+    pool = _Pool(request, folder, list(shots))
+    try:
+        with (
+            request.out.open("a", encoding="utf-8") as file,
+            tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
+        ):
+            for answers in pool.answers(missing):
+                for answer in answers:
+                    file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update(len(answers))
+    finally:
+        pool.close()
+        facts = {"batching": pool.batching} if pool.batching else {}
+        spent = _spent(before, time.perf_counter() - started, pool.workers)
+        prediction_file.write_meta(request.out, before | facts | spent)
+
+
+def _spent(before: dict[str, Any], seconds: float, workers: int) -> dict[str, float]:
+    """Seconds of all runs on this file, and workers so that the product is their working time together."""
+    total = before["seconds"] + seconds
+    if not before["seconds"] or before["workers"] == workers:
+        return {"seconds": round(total, 2), "workers": workers}
+    mean = (before["seconds"] * before["workers"] + seconds * workers) / total
+    return {"seconds": round(total, 2), "workers": round(mean, 3)}
 
 
 def _line(answer: dict[str, Any], request: Request, task: Task) -> dict[str, Any]:
@@ -154,60 +178,116 @@ def _line(answer: dict[str, Any], request: Request, task: Task) -> dict[str, Any
     return line | answer | {"task_version": task.version}
 
 
-def _answers(
-    request: Request, folder: Path, missing: Sequence[Record], shots: Sequence[Record]
-) -> Iterator[list[dict[str, Any]]]:
-    """Batches of answers as the actors finish them."""
-    from ray_jobs import cluster
+@dataclass(slots=True)
+class _Share:
+    """The records of one actor, less those that it has answered."""
 
-    resources = {"num_cpus": request.cpus_per_worker, "num_gpus": 1.0 if request.use_gpu else 0.0}
-    room = cluster.places({"CPU": resources["num_cpus"]} | ({"GPU": 1.0} if request.use_gpu else {}))
-    if not room:
-        raise UserError(
-            got=f"a cluster without room for one copy of the model ({resources})",
-            wanted="a node with that much",
-            fix="lower ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
-        )
-    environment = {"env_vars": device.worker_environment(use_gpu=request.use_gpu)}
-    actor: Any = ray.remote(Predictor).options(runtime_env=environment, max_restarts=2, max_task_retries=2, **resources)
-    first = actor.remote(request, folder)
-    waiting = list(reversed(ray.get(first.plan.remote(list(missing), list(shots)))))
-    count = min(request.workers, room, len(waiting))
-    actors: list[Any] = [first, *(actor.remote(request, folder) for _ in range(count - 1))]
-    running: dict[Any, Any] = {}
-    for each in actors:
-        running[each.answer.remote(waiting.pop(), list(shots))] = each
-    while running:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        free = running.pop(ready)
-        if waiting:
-            running[free.answer.remote(waiting.pop(), list(shots))] = free
-        yield ray.get(ready)
-    for each in actors:
-        ray.kill(each)
+    actor: Any
+    open: dict[str, Record]
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Actors with a share of the records each; one that dies is replaced, and goes on where the dead one was."""
+
+    request: Request
+    folder: Path
+    shots: list[Record]
+    workers: int = 0
+    batching: str = ""
+    shares: dict[Any, _Share] = field(default_factory=dict)  # by the stream of its answers
+    lives: int = 0
+
+    def answers(self, missing: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
+        """Answers as the actors finish them."""
+        self.workers = min(self.request.workers, self._room(), len(missing))
+        self.lives = RESTARTS * self.workers
+        actors = [self._actor() for _ in range(self.workers)]
+        self.batching = ray.get(actors[0].batching.remote())
+        for number, actor in enumerate(actors):
+            self._start(actor, missing[number :: self.workers])
+        while self.shares:
+            (stream,), _ = ray.wait(list(self.shares), num_returns=1, fetch_local=True)
+            share = self.shares[stream]
+            try:
+                answers = ray.get(next(stream))
+            except StopIteration:
+                ray.kill(self.shares.pop(stream).actor)
+                continue
+            except ray.exceptions.RayActorError:
+                self._replace(stream)
+                continue
+            for answer in answers:
+                del share.open[answer["id"]]
+            yield answers
+
+    def close(self) -> None:
+        """Ends the actors that are left."""
+        for share in self.shares.values():
+            ray.kill(share.actor)
+        self.shares.clear()
+
+    def _start(self, actor: Any, records: Sequence[Record]) -> None:
+        # an actor outlives a killed driver by seconds: it goes on only when its last answers have been taken
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
+        stream = actor.answers.options(**options).remote(list(records), self.shots)
+        self.shares[stream] = _Share(actor, {record.id: record for record in records})
+
+    def _replace(self, stream: Any) -> None:
+        share = self.shares.pop(stream)
+        if not self.lives:
+            raise RuntimeError(f"{self.request.label}: predicting actors died {RESTARTS * self.workers + 1} times")
+        self.lives -= 1
+        if share.open:
+            self._start(self._actor(), list(share.open.values()))
+
+    def _actor(self) -> Any:
+        environment = {"env_vars": device.worker_environment(use_gpu=self.request.use_gpu)}
+        # a death is ours to answer: Ray would repeat the whole share
+        options = {"runtime_env": environment, "max_restarts": 0, "max_task_retries": 0}
+        remote: Any = ray.remote(Predictor)
+        return remote.options(**options, **self._resources()).remote(self.request, self.folder)
+
+    def _resources(self) -> dict[str, float]:
+        return {"num_cpus": self.request.cpus_per_worker, "num_gpus": 1.0 if self.request.use_gpu else 0.0}
+
+    def _room(self) -> int:
+        from ray_jobs import cluster
+
+        room = cluster.places({"CPU": self.request.cpus_per_worker} | ({"GPU": 1.0} if self.request.use_gpu else {}))
+        if not room:
+            raise UserError(
+                got=f"a cluster without room for one copy of the model ({self._resources()})",
+                wanted="a node with that much",
+                fix="lower ray.cpus_per_worker, or join a larger cluster through RAY_ADDRESS",
+            )
+        return room
 
 
 class Predictor:
     """A Ray actor that holds one whole model."""
 
     def __init__(self, request: Request, folder: Path) -> None:
-        from fulltune import generate
-
         self._request = request
         self._task = tasks.get(request.task, **dict(request.task_options))
-        self._generator = generate.load(folder, self._task, prompt_style=request.prompt, use_gpu=request.use_gpu)
+        self._engine = engines.load(
+            request.engine, folder, self._task, prompt_style=request.prompt, use_gpu=request.use_gpu
+        )
 
-    def plan(self, records: list[Record], shots: list[Record]) -> list[list[Record]]:
-        """Batches of records with prompts of similar length."""
-        from fulltune import generate
+    def batching(self) -> str:
+        """How the engine batches."""
+        return self._engine.batching
 
-        by_id = {record.id: record for record in records}
-        prompts = [self._generator.prompt(record, shots) for record in records]
+    def answers(self, records: list[Record], shots: list[Record]) -> Iterator[list[dict[str, Any]]]:
+        """Answers to all records as they are finished, those of a moment together."""
+        prompts = [self._engine.prompt(record, shots) for record in records]
         limits = {"max_new_tokens": self._task.max_new_tokens, "batch_tokens": self._request.batch_tokens}
-        return [[by_id[prompt.id] for prompt in batch] for batch in generate.batches(prompts, **limits)]
-
-    def answer(self, records: list[Record], shots: list[Record]) -> list[dict[str, Any]]:
-        """The answers to one batch."""
-        prompts = [self._generator.prompt(record, shots) for record in records]
-        answers = self._generator.answer(prompts, max_new_tokens=self._task.max_new_tokens)
-        return [asdict(answer) for answer in answers]
+        finished: list[dict[str, Any]] = []
+        sent = time.monotonic()
+        for answer in self._engine.answers(prompts, **limits):
+            finished.append(asdict(answer))
+            if time.monotonic() - sent >= MOMENT_S:
+                yield finished
+                finished, sent = [], time.monotonic()
+        if finished:
+            yield finished

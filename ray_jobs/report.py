@@ -48,8 +48,9 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
     for row in run.report.models:
         request = _request(run, row, tuned)
         predict(request, say=say)
-        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt, "workers": run.ray.max_workers}
-        details |= {"seconds": prediction_file.read_meta(request.out)["seconds"]}
+        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt}
+        meta = prediction_file.read_meta(request.out)
+        details |= {"seconds": meta["seconds"], "workers": meta["workers"]}
         entries.append(Entry(request.label, request.out, details=details | (made if row.model == "tuned" else {})))
     out = run.run_dir / "report"
     compare(

@@ -23,10 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", choices=("structured", "natural", "chat"), help="default: structured if the model knows it"
     )
     parser.add_argument("--limit", type=int, help="the first N rows by index")
-    parser.add_argument("--engine", choices=("hf",), default="hf", help="what generates (vllm is not built yet)")
+    parser.add_argument(
+        "--engine",
+        choices=("hf", "hf-static", "hf-paged", "vllm"),
+        default="hf",
+        help="what generates: hf (continuous batches), hf-static, hf-paged (transformers' paged attention), vllm",
+    )
     parser.add_argument("--label", help="name of the model in reports; default: the file's name")
     parser.add_argument("--workers", type=int, help="copies of the model; default: one per GPU or two CPUs")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of one batch, answers included")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens a copy holds at once, with answers")
     endpoints.add_options(parser)
 
 
@@ -53,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt=arguments.prompt or usual_prompt(arguments.model, task.special_tokens),
         shots=arguments.shots,
         limit=arguments.limit,
+        engine=arguments.engine,
         batch_tokens=arguments.batch_tokens,
         workers=arguments.workers or gpus or max(1, (os.cpu_count() or 1) // 2),
         use_gpu=gpus > 0,

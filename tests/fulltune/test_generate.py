@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tasks
-from fulltune import generate
+from fulltune import continuous, generate
 from fulltune import tokenizer as tok
 from tasks.sources import load
 
@@ -65,7 +65,7 @@ def test_a_shared_prefix_changes_no_token(folder):
     """Natural prompts share their instructions; the batch must still write what each prompt alone writes."""
     generator = generate.load(folder, TASK, prompt_style="natural", use_gpu=False)
     prompts = [generator.prompt(record, RECORDS[4:]) for record in RECORDS[:4]]
-    assert generate._shared_prefix([p.ids for p in prompts]) > 100
+    assert continuous.shared_prefix([p.ids for p in prompts]) > 100
     together = generator.answer(prompts, max_new_tokens=10)
     assert together == [generator.answer([prompt], max_new_tokens=10)[0] for prompt in prompts]
     for prompt, answer in zip(prompts, together, strict=True):
@@ -85,7 +85,7 @@ def test_rows_that_go_on_alone_write_what_they_would_have_written(generator, mon
     ("rows", "shared"), [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[5]], 0), ([[1], [2]], 0)]
 )
 def test_the_shared_prefix_leaves_every_row_a_token(rows, shared):
-    assert generate._shared_prefix(rows) == shared
+    assert continuous.shared_prefix(rows) == shared
 
 
 def cut(generator, text, limit=50):

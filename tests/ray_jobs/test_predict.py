@@ -78,3 +78,23 @@ def test_more_shots_than_rows_is_a_user_error(request_for):
     make, _ = request_for
     with pytest.raises(UserError, match="worked examples"):
         predict.pick_shots(TASK, make(shots=10**6), load(TASK, "test", "bundled", limit=2))
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds", "workers", "spent"),
+    [
+        ({"seconds": 0.0, "workers": 4}, 10.0, 2, {"seconds": 10.0, "workers": 2}),
+        ({"seconds": 10.0, "workers": 2}, 5.0, 2, {"seconds": 15.0, "workers": 2}),
+        ({"seconds": 10.0, "workers": 2}, 30.0, 1, {"seconds": 40.0, "workers": 1.25}),  # 20 + 30 worker seconds
+    ],
+)
+def test_seconds_times_workers_is_the_working_time_of_all_runs(before, seconds, workers, spent):
+    assert predict._spent(before, seconds, workers) == spent
+
+
+def test_another_engine_goes_on_only_where_it_writes_the_same_tokens(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    assert predict._continue(make(engine="hf-static"), TASK, folder) == {"a"}
+    with pytest.raises(UserError, match="engine"):
+        predict._continue(make(engine="vllm"), TASK, folder)
