@@ -77,11 +77,10 @@ class Slots:
             self.layers[layer] = self._layer(key[0, :, :0], value[0, :, :0])
         at, rows, parts = self.layers[layer], self.step.rows, []
         if rows:
-            parts.append(
-                _continued(at, self.step, *(x[0, :, :rows].transpose(0, 1) for x in (query, key, value)), scale)
-            )
+            last = [x[0, :, :rows].transpose(0, 1) for x in (query, key, value)]
+            parts.append(_continued(at, self.step, last[0], last[1], last[2], scale))
         if self.step.lengths:
-            parts.append(_begun(at, self.step, *(x[0, :, rows:] for x in (query, key, value)), scale))
+            parts.append(_begun(at, self.step, query[0, :, rows:], key[0, :, rows:], value[0, :, rows:], scale))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def move(self, source: Sequence[int], target: Sequence[int], width: int) -> None:

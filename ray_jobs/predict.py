@@ -207,7 +207,8 @@ class _Pool:
         for number, actor in enumerate(actors):
             self._start(actor, missing[number :: self.workers])
         while self.shares:
-            (stream,), _ = ray.wait(list(self.shares), num_returns=1, fetch_local=True)
+            ready, _ = ray.wait(list(self.shares), num_returns=1, fetch_local=True)
+            stream: Any = ready[0]  # a stream of references, which `ray.wait` is typed to return as a reference
             share = self.shares[stream]
             try:
                 answers = ray.get(next(stream))
