@@ -262,7 +262,16 @@ def judge(bench: Bench, folder: Path, expected: dict[str, Any], error: str | Non
         return f"cannot resume: {error.strip().splitlines()[-1][:160]}"
     got = kill_ranks.outcome(folder, WORKERS, ours=bench.how == "fulltune")
     different = [key for key in expected if got[key] != expected[key]]
-    return f"differs in {', '.join(different)}" if different else "same"
+    return f"differs in {', '.join(different)}{first_difference(expected, got)}" if different else "same"
+
+
+def first_difference(expected: dict[str, Any], got: dict[str, Any]) -> str:
+    """The first step whose loss or gradient norm is another one, and by how much."""
+    for one, other in zip(expected["losses"], got["losses"], strict=False):
+        if one != other:
+            wanted, found = ([float.fromhex(value) for value in line[1:]] for line in (one, other))
+            return f"; from step {one[0]}: loss {wanted[0]} {found[0]}, gradient norm {wanted[1]} {found[1]}"
+    return ""
 
 
 if __name__ == "__main__":
