@@ -28,7 +28,8 @@ RECIPE: dict[str, Any] = {
     "data": {"limit": 300, "packing": False},
     "train": {"learning_rate": 3e-3, "num_epochs": 10, "max_steps": 60, "global_batch_size": 24},
     "deepspeed": "zero2",
-    "ray": {"num_workers": 2, "cpus_per_worker": 0.5, "max_failures": 20},
+    # spare processes would import on the cores that train; tests that want them say so
+    "ray": {"num_workers": 2, "cpus_per_worker": 0.5, "max_failures": 20, "standby": False},
     "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": 2},
 }
 

@@ -64,7 +64,7 @@ def test_ten_killed_workers(recipe, storage, undisturbed):
     draw = random.Random(SEED)
     targets = sorted(draw.sample(range(2, STEPS - 1), KILLS))
     run, log = storage / "killed", storage / "killed.log"
-    driver = helpers.start_driver(recipe, "ray.name=killed", log=log)
+    driver = helpers.start_driver(recipe, "ray.name=killed", "ray.standby=true", log=log)
     try:
         for number, target in enumerate(targets, start=1):
             reach(driver, run, log, attempt=number, step=target)
