@@ -41,13 +41,12 @@ def test_resuming_is_exact_under_the_deterministic_setting(launch, tiny, whole, 
     assert [record["attempt"] for record in metrics.read(cut)] == [1] * 5 + [2] * 3
 
 
-def test_mfu_is_measured_where_the_peak_is_known(whole):
+def test_mfu_is_measured_where_the_peak_is_known_and_null_elsewhere(whole):
     steps = [record for record in metrics.read(whole) if "loss" in record]
     assert all(record["tokens_per_s"] > 0 for record in steps)
     name = None if REHEARSAL else device.gpu_name(torch.device("cuda", 0))
-    if name is None or meter.gpu_of(name) is None:
-        pytest.skip(f"no peak is known for {name}: add it to fulltune/plan/hardware.py")
-    assert all(0 < record["mfu"] < 1 for record in steps)
+    known = name is not None and meter.gpu_of(name) is not None
+    assert all(0 < record["mfu"] < 1 if known else record["mfu"] is None for record in steps)
 
 
 @pytest.mark.skipif(REHEARSAL, reason="nobody counts peak bytes on a CPU")
