@@ -22,7 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from fulltune import attention, device
 from fulltune.batches import MicroBatch
 from fulltune.config import RunConfig, TrainConfig
-from fulltune.engine import prebuild, universal
+from fulltune.engine import cpu_adam, prebuild, universal
 from fulltune.engine import settings as ds_settings
 from fulltune.engine.snapshot import TAG, Recorder, Snapshot
 from fulltune.loss import head_ends_the_model, summed_loss
@@ -140,6 +140,8 @@ class Engine:
         path, _ = self._wrapped.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed loaded nothing from {folder}; wanted {TAG}/*.pt of {self._world} workers")
+        if self.stage > 0:  # without ZeRO nothing is offloaded
+            cpu_adam.replay(self._wrapped.optimizer.optimizer)
 
     def load_universal(self, folder: Path) -> None:
         """Takes the states from a folder of `fulltune.engine.universal`, written by any number of workers."""

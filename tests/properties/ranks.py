@@ -154,37 +154,36 @@ def case_partitioned(arguments: dict[str, Any], workers: comm.Workers) -> dict[s
 
 
 def case_resume(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, Any]:
-    """For each stage: 12 steps at once, and 12 steps of which 9-12 follow a restart from the checkpoint of step 8.
+    """For each run: all steps at once, and all steps of which the last follow a restart from the checkpoint `cut_at`.
 
-    The restarted run starts from a copy of the first one that has lost its last checkpoint; its log runs on past it.
+    The restarted run starts from a copy of the first one that has lost its later checkpoints; its log runs on past it.
     `of_more_workers`: the same from runs that more workers left there before.
     """
     said: dict[str, list[str]] = {}
-    for stage in arguments["stages"]:
-        run = run_config(arguments, **arguments["changes"], deepspeed=f"zero{stage}")
-        whole, cut = (Path(arguments["out"]) / f"{name}-{stage}" for name in ("whole", "cut"))
-        for folder in (whole, cut):
-            if workers.rank == 0:
-                folder.mkdir(parents=True)
-                if folder is cut:
-                    shutil.copytree(whole, cut, dirs_exist_ok=True)
-                    shutil.rmtree(cut / "checkpoints" / "step-00000012")
-                    (cut / "checkpoints" / "pointer.json").write_text('{"step": 8}')
-            workers.barrier()
-            inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
-            lines: list[str] = []
-            assert session.run(run, inputs, workers, say=lines.append).finished
-            said[folder.name] = lines
-            gc.collect()
-    for stage in arguments.get("of_more_workers", []):
-        run = run_config(arguments, **arguments["changes"], deepspeed=f"zero{stage}")
-        folder = Path(arguments["out"]) / f"fewer-{stage}"
-        go_back(Path(arguments["out"]) / f"whole-{stage}", folder, 8)
-        inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
-        said[folder.name] = []
-        assert session.run(run, inputs, workers, say=said[folder.name].append).finished
-        gc.collect()
+    out = Path(arguments["out"])
+    for name, changes in arguments["runs"].items():
+        run = run_config(arguments, **arguments["changes"], **changes)
+        said[f"whole-{name}"] = _to_the_end(run, arguments, out / f"whole-{name}", workers)
+        if workers.rank == 0:
+            go_back(out / f"whole-{name}", out / f"cut-{name}", arguments["cut_at"])
+        said[f"cut-{name}"] = _to_the_end(run, arguments, out / f"cut-{name}", workers)
+    for name, changes in arguments.get("of_more_workers", {}).items():
+        run = run_config(arguments, **arguments["changes"], **changes)
+        go_back(out / f"whole-{name}", out / f"fewer-{name}", arguments["cut_at"])
+        said[f"fewer-{name}"] = _to_the_end(run, arguments, out / f"fewer-{name}", workers)
     return {"said": said}
+
+
+def _to_the_end(run: config.RunConfig, arguments: dict[str, Any], folder: Path, workers: comm.Workers) -> list[str]:
+    """What a run said that was taken to its end from whatever is in the folder."""
+    if workers.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    workers.barrier()
+    inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+    said: list[str] = []
+    assert session.run(run, inputs, workers, say=said.append).finished
+    gc.collect()
+    return said
 
 
 def go_back(source: Path, folder: Path, step: int) -> None:

@@ -15,33 +15,46 @@ def curve(folder):
     ]
 
 
+# The bias correction of step 6 tells a DeepSpeedCPUAdam that went through all steps from one that was loaded
+CUT_AT, STEPS = 5, 8
+CPU = {"offload_optimizer": {"device": "cpu"}}
+ALONE = {"zero0": {"deepspeed": "zero0"}}
+PAIR = (
+    {f"zero{stage}": {"deepspeed": f"zero{stage}"} for stage in (1, 2, 3)}
+    | {f"zero{stage}-offload": {"deepspeed": {"zero_optimization": {"stage": stage} | CPU}} for stage in (1, 2, 3)}
+    | {f"zero{stage}-bf16": {"deepspeed": f"zero{stage}", "model__dtype": "bfloat16"} for stage in (1, 2, 3)}
+)
+
+
 @pytest.fixture(scope="module")
 def runs(tiny, launch, tmp_path_factory):
     """The folder of whole and restarted runs: ZeRO-0 alone, ZeRO 1-3 with two workers."""
     out = tmp_path_factory.mktemp("resume")
-    changes = {"train__max_steps": 12, "checkpoint__every_steps": 8}
+    changes = {"train__max_steps": STEPS, "checkpoint__every_steps": CUT_AT}
     common = {"base": tiny.base, "model": tiny.model, "tokens": tiny.tokens, "out": out, "changes": changes}
-    pair = launch("resume", 2, **common, stages=[1, 2, 3])
-    (alone,) = launch("resume", 1, **common, stages=[0], of_more_workers=[2, 3])
+    pair = launch("resume", 2, **common, cut_at=CUT_AT, runs=PAIR)
+    fewer = {name: PAIR[name] for name in ("zero2", "zero3")}
+    (alone,) = launch("resume", 1, **common, cut_at=CUT_AT, runs=ALONE, of_more_workers=fewer)
     return out, alone["said"] | pair[0]["said"]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_losses_after_a_restart_are_bit_identical(runs, stage):
+@pytest.mark.parametrize("name", [*ALONE, *PAIR])
+def test_losses_after_a_restart_are_bit_identical(runs, name):
     out, said = runs
-    assert said[f"whole-{stage}"] == []
-    assert said[f"cut-{stage}"] == ["resuming after step 8"]
-    assert len(curve(out / f"whole-{stage}")) == 12
-    assert curve(out / f"cut-{stage}") == curve(out / f"whole-{stage}")
-    attempts = [record["attempt"] for record in metrics.read(out / f"cut-{stage}")]
-    assert attempts == [1] * 8 + [2] * 4, "the steps after the checkpoint must have been taken again"
+    assert said[f"whole-{name}"] == []
+    assert said[f"cut-{name}"] == [f"resuming after step {CUT_AT}"]
+    assert len(curve(out / f"whole-{name}")) == STEPS
+    assert curve(out / f"cut-{name}") == curve(out / f"whole-{name}")
+    attempts = [record["attempt"] for record in metrics.read(out / f"cut-{name}")]
+    assert attempts == [1] * CUT_AT + [2] * (STEPS - CUT_AT), "steps after the checkpoint must have been taken again"
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_one_worker_goes_on_where_two_stopped(runs, stage):
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_one_worker_goes_on_where_two_stopped(runs, name):
     out, _ = runs
-    expected, got = ({s: float.fromhex(loss) for s, loss, _ in curve(out / f"{n}-{stage}")} for n in ("whole", "fewer"))
-    assert [record["attempt"] for record in metrics.read(out / f"fewer-{stage}")] == [1] * 8 + [2] * 4
+    expected, got = ({s: float.fromhex(loss) for s, loss, _ in curve(out / f"{n}-{name}")} for n in ("whole", "fewer"))
+    attempts = [record["attempt"] for record in metrics.read(out / f"fewer-{name}")]
+    assert attempts == [1] * CUT_AT + [2] * (STEPS - CUT_AT)
     assert got == pytest.approx(expected, rel=1e-6)
 
 
