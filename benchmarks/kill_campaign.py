@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.tiny import MODEL
 
@@ -48,17 +48,18 @@ class Setting:
     """One cell of the matrix."""
 
     stage: int
-    offload: bool
+    arm: Literal["", "offload", "bf16"]
     accumulation: int
 
     @property
     def name(self) -> str:
         """For example zero2-offload-ga4."""
-        return f"zero{self.stage}{'-offload' if self.offload else ''}-ga{self.accumulation}"
+        return f"zero{self.stage}{self.arm and '-' + self.arm}-ga{self.accumulation}"
 
 
 # ZeRO-0 shards no optimizer, so it has none to offload
-MATRIX = [Setting(s, o, a) for s in range(4) for o in (False, True) for a in (1, 4) if s or not o]
+ARMS: tuple[Literal["", "offload", "bf16"], ...] = ("", "offload", "bf16")
+MATRIX = [Setting(stage, arm, a) for stage in range(4) for arm in ARMS for a in (1, 4) if stage or not arm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ class Bench:
     def run(self, setting: Setting) -> dict[str, Any]:
         """The resolved tree of a run."""
         zero: dict[str, Any] = {"stage": setting.stage}
-        if setting.offload:
+        if setting.arm == "offload":
             zero["offload_optimizer"] = {"device": "cpu"}
         train = RUN["train"] | {"micro_batch_tokens": self.micro_batch_tokens(setting.accumulation)}
-        return RUN | {"train": train, "deepspeed": {"zero_optimization": zero}}
+        model = MODEL | {"dtype": "bfloat16" if setting.arm == "bf16" else "float32"}
+        return RUN | {"model": model, "train": train, "deepspeed": {"zero_optimization": zero}}
 
     def micro_batch_tokens(self, accumulation: int) -> int:
         """The capacity that cuts a worker's share of a step into so many micro-batches."""
