@@ -54,10 +54,10 @@ TINY = {
     "wordy": architecture(48, 128, 2, 4, 2, 4096, tied=False),
     "tied": architecture(96, 256, 3, 6, 2, 1000, tied=True),
 }
-SMALL = {  # 20 to 40 million parameters: enough to stand out of a process
-    "deep": architecture(512, 1376, 8, 8, 8, 8192, tied=False),
-    "wordy": architecture(384, 1024, 4, 6, 6, 32000, tied=False),
-    "tied": architecture(768, 2048, 4, 12, 4, 8192, tied=True),
+SMALL = {  # the same kinds with 8 to 10 million parameters: enough to stand out of a process
+    "deep": architecture(256, 688, 10, 8, 8, 2048, tied=False),
+    "wordy": architecture(192, 512, 3, 6, 3, 20000, tied=False),
+    "tied": architecture(512, 1376, 3, 8, 2, 2000, tied=True),
 }
 LENGTHS = (150, 90, 144)  # segments of one micro-batch
 
@@ -107,19 +107,20 @@ def plan_states(config: dict[str, Any], stage: int, workers: int) -> dict[str, i
 
 
 def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows of the peak table, one process per shape and repeat."""
+    """Rows of the peak table: the fullest worker's median; one process per worker measures everything."""
     with tempfile.TemporaryDirectory() as folder:
         models = {name: write_model(Path(folder) / name, SMALL[name]) for name in options.shapes}
         warm = write_model(Path(folder) / "warm", TINY["deep"])
-        for name, model in models.items():
-            arguments = {"warm": str(warm), "model": str(model), "stages": options.stages}
-            runs = [launch("measure_peak", 1, arguments, folder)[0] for _ in range(REPEATS)]
-            for index, stage in enumerate(options.stages):
-                was = int(statistics.median(run[index] for run in runs))
-                yield say(row("peak", f"{name} ZeRO-{stage} x 1", plan_peak(SMALL[name], stage), was))
+        jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
+        for workers in options.workers:
+            arguments = {"warm": str(warm), "jobs": jobs, "repeats": REPEATS}
+            ranks = launch("measure_peak", workers, arguments, folder)
+            for index, (name, _, stage) in enumerate(jobs):
+                was = max(int(statistics.median(rank[index])) for rank in ranks)
+                yield say(row("peak", f"{name} ZeRO-{stage} x {workers}", plan_peak(SMALL[name], stage, workers), was))
 
 
-def plan_peak(config: dict[str, Any], stage: int) -> int:
+def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
     """The plan's peak of one worker's tensors."""
     from fulltune.plan import activations, memory, shape, sharding
 
@@ -127,7 +128,7 @@ def plan_peak(config: dict[str, Any], stage: int) -> int:
         shape=shape.of(config),
         sharding=sharding.read(deepspeed(stage)),
         batch=activations.Batch(sum(LENGTHS), sum(LENGTHS) // 2),
-        workers=1,
+        workers=workers,
         dtype_bytes=4,
         checkpointing=False,
         attention="segments",

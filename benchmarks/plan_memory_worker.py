@@ -102,18 +102,25 @@ def count(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     return total
 
 
-def measure_peak(arguments: dict[str, Any]) -> list[int]:
-    """High-water mark of resident memory above the baseline, per stage."""
+def measure_peak(arguments: dict[str, Any]) -> list[list[int]]:
+    """High-water marks of resident memory above the baseline, for every [name, model, stage] as often as asked.
+
+    The baseline is what is left after a much smaller model has taken the same steps under the same stage: libraries,
+    their first use, gloo's connections and threads are in it, and no tensor of this size.
+    """
     found = []
-    for stage in arguments["stages"]:
-        engine_in_a_step(arguments["warm"], stage, whole=True)  # libraries load what they load lazily
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (proc(5))
-        baseline = status("VmRSS")
-        engine = engine_in_a_step(arguments["model"], stage, whole=True)
-        found.append(status("VmHWM") - baseline)
-        del engine
-        gc.collect()
+    for _, model, stage in arguments["jobs"]:
+        engine_in_a_step(arguments["warm"], stage, whole=True)
+        marks = []
+        for _ in range(arguments["repeats"]):
+            gc.collect()
+            dist.barrier()
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (proc(5))
+            baseline = status("VmRSS")
+            engine = engine_in_a_step(model, stage, whole=True)
+            marks.append(status("VmHWM") - baseline)
+            del engine
+        found.append(marks)
     return found
 
 
