@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ranks
+
 BOUNDS = {"states": 0.01, "peak": 0.10, "activations": 0.05}
 REPEATS = 3
+BOUND_S = 1500  # for all that one launch measures
 # every allocation of 64 KiB and more is mapped and unmapped by itself, so that resident memory is what is in use
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 BUCKET = 1_000_000  # elements, so that buckets do not drown the models
@@ -114,9 +114,9 @@ def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
         for workers in options.workers:
             arguments = {"warm": str(warm), "jobs": jobs, "repeats": REPEATS}
-            ranks = launch("measure_peak", workers, arguments, folder)
+            found = launch("measure_peak", workers, arguments, folder)
             for index, (name, _, stage) in enumerate(jobs):
-                was = max(int(statistics.median(rank[index])) for rank in ranks)
+                was = max(int(statistics.median(rank[index])) for rank in found)
                 yield say(row("peak", f"{name} ZeRO-{stage} x {workers}", plan_peak(SMALL[name], stage, workers), was))
 
 
@@ -200,32 +200,10 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def launch(task: str, workers: int, arguments: dict[str, Any], folder: str) -> list[Any]:
-    """Runs `task` below on so many gloo workers and returns what each found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    """Runs `task` of `plan_memory_worker` on so many gloo workers and returns what each found."""
     command = [sys.executable, "-m", "benchmarks.plan_memory_worker", task, json.dumps(arguments), folder]
-    logs = [Path(folder) / f"{rank}.log" for rank in range(workers)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [rank.wait(timeout=500) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if any(codes):
-        tails = "\n".join(log.read_text()[-2000:] for log in logs)
-        raise RuntimeError(f"{task}: workers ended with exit codes {codes}\n{tails}")
-    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(workers)]
+    environment = ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return ranks.run(command, workers, environment, Path(folder), timeout_s=BOUND_S)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Iterable
 from itertools import accumulate
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks import ranks
 from benchmarks.plan_memory import LENGTHS, deepspeed
 from fulltune import attention, config
 from fulltune.batches import MicroBatch
-from fulltune.engine import Engine, build, prebuild
+from fulltune.engine import Engine, build
 from fulltune.loss import summed_loss
 
 
@@ -164,12 +164,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     task, arguments, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    dist.init_process_group("gloo")
-    prebuild.attach()
-    found = globals()[task](arguments)
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    ranks.serve(lambda _: globals()[task](arguments), folder)
 
 
 if __name__ == "__main__":
