@@ -109,9 +109,9 @@ def measure_peak(arguments: dict[str, Any]) -> list[list[int]]:
     their first use, gloo's connections and threads are in it, and no tensor of this size.
     """
     found = []
-    for _, model, stage in arguments["jobs"]:
+    for name, model, stage in arguments["jobs"]:
         engine_in_a_step(arguments["warm"], stage, whole=True)
-        marks = []
+        marks: list[int] = []
         for _ in range(arguments["repeats"]):
             gc.collect()
             dist.barrier()
@@ -120,6 +120,7 @@ def measure_peak(arguments: dict[str, Any]) -> list[list[int]]:
             engine = engine_in_a_step(model, stage, whole=True)
             marks.append(status("VmHWM") - baseline)
             del engine
+        print(f"{name} ZeRO-{stage}: {marks}", flush=True)
         found.append(marks)
     return found
 
