@@ -1,9 +1,9 @@
 """Memory of a run: bytes on each GPU, in host memory and on disk, from shape, sharding and micro-batch.
 
 states + activations + buffers -> Memory. The peak is the largest of three moments: the loss of a later micro-batch (all
-states, accumulated gradients, all activations), its backward pass (the first layer's gradients, gradients on their way),
-and the optimizer step (activations gone, float32 gradients there). Everything is arithmetic on what the code allocates; an allowance on top stands for what no tensor
-accounts for.
+states, accumulated gradients, all activations), its backward pass (a layer's gradients, and gradients on their way),
+and the optimizer step (activations gone, float32 gradients there). Everything is arithmetic on what the code allocates;
+an allowance on top stands for what no tensor accounts for.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import pytest
 
 from fulltune.plan import hardware, published, throughput
 from fulltune.plan.collectives import Traffic
-from fulltune.plan.sharding import Sharding
 
 # held-out rows beyond 30 %, both predicted too fast; 30B at 8,192 tokens fills 92 % of its GPU by the memory model
 BEYOND = {"foundry-a100-40-70b-s2048-g64", "foundry-a100-30b-s8192-g8"}
@@ -58,20 +57,6 @@ def test_backward_gathers_are_exposed_where_they_are_fetched_late():
     assert exposed.all_gather == pytest.approx(2 * shape.parameters * (1 + 1 / 80))
     _, early = throughput._fsdp_traffic(replace(post, backward_prefetch=""), shape, 1)
     assert early.all_gather == pytest.approx(2 * shape.parameters / 80)
-
-
-@pytest.mark.parametrize(
-    ("stage", "overlap", "exposed"),
-    [
-        (0, False, Traffic(400, 0, 800, 0)),
-        (1, False, Traffic(400, 0, 800, 0)),
-        (2, True, Traffic(0, 0, 800, 0)),
-        (3, True, Traffic(100, 0, 200, 0)),
-    ],
-)
-def test_deepspeed_hides_what_its_stage_can(stage, overlap, exposed):
-    found = throughput._exposed(Traffic(400, 0, 800, 0), Sharding(stage, overlap_comm=overlap), num_layers=4)
-    assert found == exposed
 
 
 def test_attention_is_slower_than_products_on_hopper_only():
