@@ -1,19 +1,19 @@
 """Bytes that the workers exchange per optimizer step: counted by wrapping torch.distributed, beside the plan's.
 
-    python -m benchmarks.collective_bytes [--workers 2] [--json]
+    python -m benchmarks.collective_bytes [--workers 2] [--hpz] [--json]
 
 Trains a tiny Llama on CPU workers over gloo under ZeRO 0 to 3, with one and with several micro-batches per step, and
 counts the payload of every collective of one step: bytes of the whole tensor, before any algorithm splits it. Sums of
 single numbers (loss, gradient norm, overflow flags) are counted too; the plan leaves them out.
+
+`--hpz` counts ZeRO++ hpZ instead, in processes of their own (DeepSpeed makes its groups once): four workers as two
+nodes of two, gathers inside a node apart from those across.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks import ranks
 
 # name -> ZeRO file or settings, tokens of a micro-batch, dtype
 SEVERAL = 150  # tokens of a micro-batch that split the step into several
@@ -37,7 +39,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"ZeRO-{stage}, bf16": {"deepspeed": f"zero{stage}", "dtype": "bfloat16"} for stage in (1, 2, 3)},
     "ZeRO-3, gathered twice": {"deepspeed": {"zero_optimization": FAR}, "tokens": SEVERAL},
 }
-BOUND_S = 500
+HPZ_WORKERS, HPZ_NODE = 4, 2
+HPZ: dict[str, dict[str, Any]] = {
+    "hpZ": {"deepspeed": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": HPZ_NODE}}},
+    "hpZ, accumulated": {
+        "deepspeed": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": HPZ_NODE}},
+        "tokens": SEVERAL // 2,
+    },
+    "hpZ, gathered twice": {"deepspeed": {"zero_optimization": FAR | {"zero_hpz_partition_size": HPZ_NODE}}},
+    "hpZ, gathered twice, accumulated": {
+        "deepspeed": {"zero_optimization": FAR | {"zero_hpz_partition_size": HPZ_NODE}},
+        "tokens": SEVERAL // 2,
+    },
+}
+BOUND_S = 1000
 BASE: dict[str, Any] = {
     "task": "viggo",
     "model": {
@@ -90,36 +105,32 @@ class Counted:
                 setattr(dist, name, original)
 
     def _counting(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        import torch.distributed as dist
+
         kind, position = PAYLOAD[name]
 
         def call(*args: Any, **kwargs: Any) -> Any:
             payload = args[position] if len(args) > position else list(kwargs.values())[position]
             tensors = payload if isinstance(payload, list) else [payload]
-            self.bytes[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            group = kwargs.get("group")
+            near = "node_" if group is not None and dist.get_world_size(group) < dist.get_world_size() else ""
+            self.bytes[near + kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             return original(*args, **kwargs)
 
         return call
 
 
-def rank(folder: Path, result: Path) -> None:
-    """One worker: every stage and variant; worker 0 writes what it counted in the last step of each."""
+def rank(folder: Path, variants: dict[str, dict[str, Any]]) -> None:
+    """One worker: every variant; it writes what it counted in the last step of each."""
     import torch
-    import torch.distributed as dist
 
     torch.set_num_threads(1)
     counted = Counted()
-    with counted.wrapping():
-        from fulltune import comm
-        from fulltune.engine import prebuild
-
-        dist.init_process_group("gloo")
-        prebuild.attach()
-        workers = comm.Workers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        found = {name: _count(folder, variant, workers, counted) for name, variant in VARIANTS.items()}
-    if workers.rank == 0:
-        result.write_text(json.dumps(found))
-    workers.barrier()
-    dist.destroy_process_group()
+    with counted.wrapping():  # before anything imports DeepSpeed
+        ranks.serve(
+            lambda workers: {name: _count(folder, variant, workers, counted) for name, variant in variants.items()},
+            folder,
+        )
 
 
 def _count(folder: Path, variant: dict[str, Any], workers: Any, counted: Counted) -> dict[str, Any]:
@@ -179,61 +190,50 @@ def prepare(folder: Path) -> None:
     (folder / "tokens").write_text(str(table.folder))
 
 
-def count(workers: int) -> dict[str, Any]:
+def count(workers: int, *, hpz: bool = False) -> dict[str, Any]:
     """What a step of each stage and variant sends, counted by worker 0."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        return _launch(folder, workers)
+        return _launch(folder, workers, hpz=hpz)
 
 
-def _launch(folder: Path, workers: int) -> dict[str, Any]:
+def _launch(folder: Path, workers: int, *, hpz: bool) -> dict[str, Any]:
     from fulltune import device
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | device.worker_environment(use_gpu=False)
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1"}
-    result = folder / "result.json"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.collective_bytes", "--folder", str(folder)],
-            env=common | {"RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.DEVNULL,
-        )
-        for i in range(workers)
-    ]
-    try:
-        codes = [process.wait(timeout=BOUND_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(codes):
-        raise RuntimeError(f"workers ended with {codes}")
-    found: dict[str, Any] = json.loads(result.read_text())
+    command = [sys.executable, "-m", "benchmarks.collective_bytes", "--folder", str(folder), *["--hpz"] * hpz]
+    environment = device.worker_environment(use_gpu=False) | {"OMP_NUM_THREADS": "1"}
+    found: dict[str, Any] = ranks.run(command, workers, environment, folder, timeout_s=BOUND_S)[0]
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hpz", action="store_true", help="ZeRO++ hpZ on four workers")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder:
-        rank(arguments.folder, arguments.folder / "result.json")
+        rank(arguments.folder, HPZ if arguments.hpz else VARIANTS)
         return
-    found = count(arguments.workers)
+    found = count(HPZ_WORKERS if arguments.hpz else arguments.workers, hpz=arguments.hpz)
     print(json.dumps(found, indent=1) if arguments.json else table(found))
 
 
 def table(found: dict[str, Any]) -> str:
     """Counted and planned bytes per step as Markdown."""
-    lines = ["| configuration | micro-batches | counted bytes | planned bytes | difference |", "|---|---|---|---|---|"]
+    lines = [
+        "| configuration | micro-batches | counted bytes | planned bytes | difference | of these inside a node |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in found.items():
         counted, plan = sum(row["counted"].values()), sum(row["planned"].values())
-        lines.append(f"| {name} | {row['micro_batches']} | {counted:,} | {plan:,} | {plan / counted - 1:+.3%} |")
+        inside = [row[kind].get("node_all_gather", 0) for kind in ("counted", "planned")]
+        near = "{:,} and {:,}".format(*inside) if any(inside) else ""
+        lines.append(
+            f"| {name} | {row['micro_batches']} | {counted:,} | {plan:,} | {plan / counted - 1:+.3%} | {near} |"
+        )
     return "\n".join(lines)
 
 

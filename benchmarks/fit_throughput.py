@@ -1,22 +1,34 @@
 """The throughput model against published figures: fits one efficiency per GPU and interconnect, and tests the rest.
 
-    python -m benchmarks.fit_throughput [--rows]
+    python -m benchmarks.fit_throughput [--rows] [--terms]
 
 Prints constants that differ from those in `fulltune.plan.throughput`, the errors on the test half by pair, the rows
 that take no part and why, and the FLOP accounting against every row that prints TFLOP/s or MFU. `--rows` lists every
-prediction.
+prediction; `--terms` fits the model without each of its finer terms, and with each of them alone.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from statistics import fmean, median
+from unittest import mock
 
 from fulltune.plan import hardware, published, throughput
+from fulltune.plan.collectives import Traffic
 from fulltune.plan.published import Row
 
+# terms of the model beyond products, memory traffic, hidden communication and a fused update
+TERMS = {
+    "A": "gradients summed in float32 where the source does so",
+    "B": "gathers of the backward pass exposed under backward prefetch POST",
+    "C": "AdamW and clipping as separate kernels",
+    "D": "attention on Hopper at two thirds of the products' rate",
+    "E": "first gather and last scatter exposed",
+}
 PEAK_FP8 = 2  # times the bf16 peak
 
 
@@ -84,16 +96,59 @@ def predictions(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def terms() -> str:
+    """Both halves under a fit with none of TERMS, each alone, all but each, and all, as Markdown."""
+    lines = ["| terms | fitted: median, mean, worst error | tested: median, mean, worst error |", "|---|---|---|"]
+    every = "".join(TERMS)
+    for chosen in ("", *every, *(every.replace(term, "") for term in every), every):
+        halves = [_three(rows) for rows in _errors(chosen)]
+        lines.append(f"| {chosen or 'none'} | {' | '.join(halves)} |")
+    return "\n".join(lines)
+
+
+def _three(errors: Sequence[float]) -> str:
+    return f"{median(errors):.1%}, {fmean(errors):.1%}, {max(errors):.1%}".replace("%", " %")
+
+
+def _errors(chosen: Collection[str]) -> list[list[float]]:
+    """Absolute errors of the fitting and of the test half, fitted anew with these terms only."""
+    with _only(chosen) as changed:
+        halves = [[changed(row) for row in rows] for rows in (published.fitting_rows(), published.test_rows())]
+        constants = throughput.fit(halves[0])
+        return [
+            [abs(throughput.predicted_tokens_per_s(row, constants[row.pair]) / row.tokens_per_s - 1) for row in rows]
+            for rows in halves
+        ]
+
+
+@contextmanager
+def _only(chosen: Collection[str]) -> Iterator[Callable[[Row], Row]]:
+    """Inside, the model has these terms only; hands out what the rows have to be passed through."""
+    kept = {"reduce_dtype": "A", "backward_prefetch": "B"}
+    blank = {field: "" for field, term in kept.items() if term not in chosen}
+    with ExitStack() as patches:
+        if "C" not in chosen:
+            patches.enter_context(mock.patch.object(throughput, "UNFUSED_UPDATE_BYTES", throughput.UPDATE_BYTES))
+        if "D" not in chosen:
+            patches.enter_context(mock.patch.object(throughput, "MMA_SYNC", {}))
+        if "E" not in chosen:
+            patches.enter_context(mock.patch.object(Traffic, "share", return_value=Traffic()))
+        yield lambda row: replace(row, **blank)  # type: ignore[arg-type]
+
+
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", action="store_true", help="list every prediction")
-    show_rows = parser.parse_args().rows
+    parser.add_argument("--terms", action="store_true", help="compare the model's terms; takes half a minute")
+    options = parser.parse_args()
     fitted = throughput.fit(published.fitting_rows())
     differing = {pair: value for pair, value in fitted.items() if throughput.EFFICIENCY.get(pair) != value}
     print(f"constants that differ from throughput.EFFICIENCY: {differing or 'none'}\n")
     print(f"{errors_by_pair()}\n\n{exclusions()}\n\n{accounting()}")
-    if show_rows:
+    if options.terms:
+        print("", *(f"{term}: {what}" for term, what in TERMS.items()), "", terms(), sep="\n")
+    if options.rows:
         print(f"\ntest half\n\n{predictions(published.test_rows())}")
         print(f"\nfitting half\n\n{predictions(published.fitting_rows())}")
 

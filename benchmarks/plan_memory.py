@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ranks
+
 BOUNDS = {"states": 0.01, "peak": 0.10, "activations": 0.05}
 REPEATS = 3
+BOUND_S = 1500  # for all that one launch measures
 # every allocation of 64 KiB and more is mapped and unmapped by itself, so that resident memory is what is in use
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 BUCKET = 1_000_000  # elements, so that buckets do not drown the models
@@ -54,10 +54,10 @@ TINY = {
     "wordy": architecture(48, 128, 2, 4, 2, 4096, tied=False),
     "tied": architecture(96, 256, 3, 6, 2, 1000, tied=True),
 }
-SMALL = {  # 20 to 40 million parameters: enough to stand out of a process
-    "deep": architecture(512, 1376, 8, 8, 8, 8192, tied=False),
-    "wordy": architecture(384, 1024, 4, 6, 6, 32000, tied=False),
-    "tied": architecture(768, 2048, 4, 12, 4, 8192, tied=True),
+SMALL = {  # the same kinds with 8 to 10 million parameters: enough to stand out of a process
+    "deep": architecture(256, 688, 10, 8, 8, 2048, tied=False),
+    "wordy": architecture(192, 512, 3, 6, 3, 20000, tied=False),
+    "tied": architecture(512, 1376, 3, 8, 2, 2000, tied=True),
 }
 LENGTHS = (150, 90, 144)  # segments of one micro-batch
 
@@ -107,19 +107,20 @@ def plan_states(config: dict[str, Any], stage: int, workers: int) -> dict[str, i
 
 
 def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows of the peak table, one process per shape and repeat."""
+    """Rows of the peak table: the fullest worker's median; one process per worker measures everything."""
     with tempfile.TemporaryDirectory() as folder:
         models = {name: write_model(Path(folder) / name, SMALL[name]) for name in options.shapes}
         warm = write_model(Path(folder) / "warm", TINY["deep"])
-        for name, model in models.items():
-            arguments = {"warm": str(warm), "model": str(model), "stages": options.stages}
-            runs = [launch("measure_peak", 1, arguments, folder)[0] for _ in range(REPEATS)]
-            for index, stage in enumerate(options.stages):
-                was = int(statistics.median(run[index] for run in runs))
-                yield say(row("peak", f"{name} ZeRO-{stage} x 1", plan_peak(SMALL[name], stage), was))
+        jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
+        for workers in options.workers:
+            arguments = {"warm": str(warm), "jobs": jobs, "repeats": REPEATS}
+            found = launch("measure_peak", workers, arguments, folder)
+            for index, (name, _, stage) in enumerate(jobs):
+                was = max(int(statistics.median(rank[index])) for rank in found)
+                yield say(row("peak", f"{name} ZeRO-{stage} x {workers}", plan_peak(SMALL[name], stage, workers), was))
 
 
-def plan_peak(config: dict[str, Any], stage: int) -> int:
+def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
     """The plan's peak of one worker's tensors."""
     from fulltune.plan import activations, memory, shape, sharding
 
@@ -127,7 +128,7 @@ def plan_peak(config: dict[str, Any], stage: int) -> int:
         shape=shape.of(config),
         sharding=sharding.read(deepspeed(stage)),
         batch=activations.Batch(sum(LENGTHS), sum(LENGTHS) // 2),
-        workers=1,
+        workers=workers,
         dtype_bytes=4,
         checkpointing=False,
         attention="segments",
@@ -199,32 +200,10 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def launch(task: str, workers: int, arguments: dict[str, Any], folder: str) -> list[Any]:
-    """Runs `task` below on so many gloo workers and returns what each found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
+    """Runs `task` of `plan_memory_worker` on so many gloo workers and returns what each found."""
     command = [sys.executable, "-m", "benchmarks.plan_memory_worker", task, json.dumps(arguments), folder]
-    logs = [Path(folder) / f"{rank}.log" for rank in range(workers)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [rank.wait(timeout=500) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    if any(codes):
-        tails = "\n".join(log.read_text()[-2000:] for log in logs)
-        raise RuntimeError(f"{task}: workers ended with exit codes {codes}\n{tails}")
-    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(workers)]
+    environment = ALLOCATOR | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return ranks.run(command, workers, environment, Path(folder), timeout_s=BOUND_S)
 
 
 if __name__ == "__main__":

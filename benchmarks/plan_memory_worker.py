@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Iterable
 from itertools import accumulate
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks import ranks
 from benchmarks.plan_memory import LENGTHS, deepspeed
 from fulltune import attention, config
 from fulltune.batches import MicroBatch
-from fulltune.engine import Engine, build, prebuild
+from fulltune.engine import Engine, build
 from fulltune.loss import summed_loss
 
 
@@ -102,18 +102,26 @@ def count(tensors: Iterable[torch.Tensor], seen: set[int]) -> int:
     return total
 
 
-def measure_peak(arguments: dict[str, Any]) -> list[int]:
-    """High-water mark of resident memory above the baseline, per stage."""
+def measure_peak(arguments: dict[str, Any]) -> list[list[int]]:
+    """High-water marks of resident memory above the baseline, for every [name, model, stage] as often as asked.
+
+    The baseline is what is left after a much smaller model has taken the same steps under the same stage: libraries,
+    their first use, gloo's connections and threads are in it, and no tensor of this size.
+    """
     found = []
-    for stage in arguments["stages"]:
-        engine_in_a_step(arguments["warm"], stage, whole=True)  # libraries load what they load lazily
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (proc(5))
-        baseline = status("VmRSS")
-        engine = engine_in_a_step(arguments["model"], stage, whole=True)
-        found.append(status("VmHWM") - baseline)
-        del engine
-        gc.collect()
+    for name, model, stage in arguments["jobs"]:
+        engine_in_a_step(arguments["warm"], stage, whole=True)
+        marks: list[int] = []
+        for _ in range(arguments["repeats"]):
+            gc.collect()
+            dist.barrier()
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here (proc(5))
+            baseline = status("VmRSS")
+            engine = engine_in_a_step(model, stage, whole=True)
+            marks.append(status("VmHWM") - baseline)
+            del engine
+        print(f"{name} ZeRO-{stage}: {marks}", flush=True)
+        found.append(marks)
     return found
 
 
@@ -157,12 +165,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     task, arguments, folder = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    dist.init_process_group("gloo")
-    prebuild.attach()
-    found = globals()[task](arguments)
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    ranks.serve(lambda _: globals()[task](arguments), folder)
 
 
 if __name__ == "__main__":

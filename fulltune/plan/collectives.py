@@ -10,7 +10,7 @@ counted in live engines.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
@@ -32,6 +32,13 @@ class Traffic:
     @property
     def payload(self) -> int:
         return self.all_reduce + self.reduce_scatter + self.all_gather + self.node_all_gather
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, kind.name) - getattr(other, kind.name) for kind in fields(self)))
+
+    def share(self, part: float) -> Traffic:
+        """This part of each kind."""
+        return Traffic(*(round(part * getattr(self, kind.name)) for kind in fields(self)))
 
     def sent(self, workers: int) -> float:
         """Bytes that every worker sends, and receives, under ring algorithms; an all-reduce goes round twice."""

@@ -1,9 +1,9 @@
 """Memory of a run: bytes on each GPU, in host memory and on disk, from shape, sharding and micro-batch.
 
-states + activations + buffers -> Memory. The peak is the larger of two moments: the end of the forward pass of a later
-micro-batch (all states, accumulated gradients, all activations), and the optimizer step (activations gone, float32
-gradients there). Everything is arithmetic on what the code allocates; an allowance on top stands for what no tensor
-accounts for.
+states + activations + buffers -> Memory. The peak is the largest of three moments: the loss of a later micro-batch (all
+states, accumulated gradients, all activations), its backward pass (a layer's gradients, and gradients on their way),
+and the optimizer step (activations gone, float32 gradients there). Everything is arithmetic on what the code allocates;
+an allowance on top stands for what no tensor accounts for.
 """
 
 from __future__ import annotations
@@ -96,9 +96,11 @@ def memory(setup: Setup) -> Memory:
         checkpointing=setup.checkpointing,
         attention=setup.attention,
     )
-    buckets = communication(setup)
-    backward = active.saved + max(active.loss, active.working) + buckets
-    transient = max(backward, held.update + resting_buckets(setup))
+    resting = resting_buckets(setup) if setup.sharding.stage else 0
+    # no gradient is on its way yet while the loss is formed, and the loss is gone once gradients are
+    loss = active.saved + active.loss + resting + gathered(setup)
+    backward = active.saved + active.working + communication(setup)
+    transient = max(loss, backward, held.update + resting_buckets(setup))
     allowance = CONTEXT + int(FRAGMENTATION * transient) if setup.on_gpu else 0
     shown = _shown(active)
     gpu = GpuBytes(

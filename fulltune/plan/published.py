@@ -38,6 +38,8 @@ class Row:
         tflops: model TFLOP/s per GPU, as printed.
         flops_convention: how the source counts FLOPs, see `printed_flops`.
         memory_gib: peak per GPU, as printed.
+        reduce_dtype: in which FSDP sums gradients across workers; empty where the source does not tell.
+        backward_prefetch: "post" if FSDP fetches a layer's weights only once the layer above has its gradients.
     """
 
     id: str
@@ -58,6 +60,8 @@ class Row:
     tflops: float | None
     flops_convention: str
     memory_gib: float | None
+    reduce_dtype: str
+    backward_prefetch: str
     note: str
 
     @property

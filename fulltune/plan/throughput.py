@@ -1,17 +1,19 @@
 """How long an optimizer step takes on GPUs, before one is rented.
 
-    step = max(matrix products / (efficiency x peak) + memory traffic / bandwidth, communication) + optimizer
+    step = max(matrix products / (efficiency x peak) + memory traffic / bandwidth, hidden communication)
+           + exposed communication + optimizer
 
-Matrix products run at a share of the GPU's peak; what lies between them (norms, activations, residuals, logits,
-gathered weights) waits for memory; communication hides behind both until it is the longer one. Sizes and bandwidths are
-known; the share, one constant per GPU and interconnect, is fitted to half of the published rows (`published.py`) and
-tested on the other half: `python -m benchmarks.fit_throughput`.
+Matrix products run at a share of the GPU's peak, those of attention on Hopper at two thirds of that; what lies between
+them (norms, activations, residuals, logits, gathered weights) waits for memory; communication hides behind both until
+it is the longer one, except where nothing runs that could hide it. Sizes and bandwidths are known; the share, one
+constant per GPU and interconnect, is fitted to half of the published rows (`published.py`) and tested on the other
+half: `python -m benchmarks.fit_throughput`. docs/planning_evidence.md tells which terms were tried and what each gave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from fulltune.plan import hardware, published
@@ -30,8 +32,15 @@ LAYER_BYTES = 36
 LOGIT_BYTES = 24
 # per parameter and micro-batch: gathered weights written twice, gradients written, reduced and accumulated
 WEIGHT_BYTES = 12
+# more of the same where gradients are summed in float32: cast (2 read, 4 written), then read in 4 bytes and not 2
+WIDE_REDUCE_BYTES = 8
 # per parameter of the optimizer's share: weights, two moments and gradient read, three of them written, in float32
 UPDATE_BYTES = 28
+# the same as a chain of elementwise kernels (torch's AdamW unless fused, and Composer's): 80, and 12 to clip gradients
+UNFUSED_UPDATE_BYTES = 92
+# Attention kernels older than FlashAttention-3 use mma.sync, which reaches two thirds of Hopper's tensor cores
+# (arXiv 2402.13499, as quoted in the notes of the FlashAttention-3 article); cuBLAS does not.
+MMA_SYNC = {"H100": 2 / 3, "H200": 2 / 3}
 
 
 # Offload, assumed and not fitted: no published row separates it. Bytes/s of a GPU's PCIe link, and of the optimizer
@@ -43,17 +52,17 @@ NVME_SLOWER = 4  # states swapped through local disk
 
 # share of the peak that matrix products reach, by GPU and interconnect; fitted, see the module's docstring
 EFFICIENCY = {
-    ("A100-40", "nvlink"): 0.647,
-    ("A100-40", "rdma-1600"): 0.660,
-    ("A100-80", "nvlink"): 0.686,
-    ("A100-80", "rdma-1600"): 0.645,
-    ("A100-80", "rdma-400"): 0.622,
-    ("H100", "nvlink"): 0.473,
-    ("H100", "rdma-3200"): 0.465,
-    ("H100", "rdma-800"): 0.392,
-    ("H200", "nvlink"): 0.680,
+    ("A100-40", "nvlink"): 0.657,
+    ("A100-40", "rdma-1600"): 0.664,
+    ("A100-80", "nvlink"): 0.701,
+    ("A100-80", "rdma-1600"): 0.662,
+    ("A100-80", "rdma-400"): 0.626,
+    ("H100", "nvlink"): 0.549,
+    ("H100", "rdma-3200"): 0.526,
+    ("H100", "rdma-800"): 0.425,
+    ("H200", "nvlink"): 0.738,
 }
-ASSUMED = 0.62  # for a GPU without rows: the lowest constant of an A100
+ASSUMED = 0.626  # for a GPU without rows: the lowest constant of an A100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,8 @@ class Work:
         tokens, logits: positions that it computes, and those at which it forms logits.
         recomputed_layers: share of the layers that run forward twice.
         updated: parameters whose optimizer states it holds.
-        communication: seconds of its collectives if nothing else ran.
+        communication, exposed: seconds of its collectives, of those that compute can hide and of those it cannot.
+        weight_bytes, update_bytes: memory traffic per parameter of a micro-batch, and of an update.
         host: seconds of copies to the host and of the update there.
     """
 
@@ -77,6 +87,9 @@ class Work:
     micro_batches: int
     updated: float
     communication: float
+    exposed: float = 0.0
+    weight_bytes: int = WEIGHT_BYTES
+    update_bytes: int = UPDATE_BYTES
     host: float = 0.0
 
 
@@ -88,23 +101,29 @@ class StepTime:
     memory: float
     communication: float
     update: float
+    exposed: float = 0.0
     host: float = 0.0
 
     @property
     def total(self) -> float:
-        return max(self.products + self.memory, self.communication) + self.update + self.host
+        return max(self.products + self.memory, self.communication) + self.exposed + self.update + self.host
 
 
 def step_time(work: Work, gpu: Gpu, efficiency: float) -> StepTime:
     """The step of one GPU; all GPUs have the same share, so it is the step of the run."""
     shape = work.shape
     layers = LAYER_BYTES * shape.num_layers * shape.hidden_size * work.tokens * (3 + work.recomputed_layers)
-    moved = layers + LOGIT_BYTES * shape.vocab_size * work.logits + WEIGHT_BYTES * shape.parameters * work.micro_batches
+    weights = work.weight_bytes * shape.parameters * work.micro_batches
+    moved = layers + LOGIT_BYTES * shape.vocab_size * work.logits + weights
+    # forward and backward, the scores formed again in the backward pass, and the forward pass of checkpointed layers
+    attention = work.flops.attention * (1 + 1 / 6 + work.recomputed_layers / 3)
+    slower = (1 / MMA_SYNC.get(gpu.name, 1.0) - 1) * attention
     return StepTime(
-        products=work.flops.hardware / (efficiency * gpu.bf16_flops),
+        products=(work.flops.hardware + slower) / (efficiency * gpu.bf16_flops),
         memory=moved / gpu.memory_bandwidth,
         communication=work.communication,
-        update=UPDATE_BYTES * work.updated / gpu.memory_bandwidth,
+        exposed=work.exposed,
+        update=work.update_bytes * work.updated / gpu.memory_bandwidth,
         host=work.host,
     )
 
@@ -140,7 +159,9 @@ def planned_step(
         micro_batches=micro_batches,
         dtype_bytes=setup.dtype_bytes,
     )
-    count, rate = shape.parameters, gpu.network_bandwidth * gpu.node_size
+    # All of DeepSpeed's traffic is taken to hide, at every stage. That is not so: 1 and 2 gather weights after the
+    # update, 3 pays for its hooks. No published row separates either, and one alone would decide between the stages.
+    count, nodes, rate = shape.parameters, node_count(setup), gpu.network_bandwidth * gpu.node_size
     on_device = setup.sharding.offload_optimizer == "none"
     work = Work(
         shape=shape,
@@ -150,10 +171,10 @@ def planned_step(
         recomputed_layers=recomputed,
         micro_batches=micro_batches,
         updated=count / (workers if setup.sharding.stage else 1) if on_device else 0.0,
-        communication=communication_time(traffic, gpu, gpus=workers, nodes=node_count(setup), node_rate=rate),
+        communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=rate),
         host=_offload_time(setup.sharding, count / workers, setup.dtype_bytes, micro_batches),
     )
-    return step_time(work, gpu, efficiency(gpu, nodes=node_count(setup)))
+    return step_time(work, gpu, efficiency(gpu, nodes=nodes))
 
 
 def node_count(setup: Setup) -> int:
@@ -206,28 +227,47 @@ def predicted_tokens_per_s(row: published.Row, efficiency: float) -> float:
 
 
 def _work(row: published.Row, gpu: Gpu) -> Work:
-    """FSDP gathers every weight twice and scatters gradients in every micro-batch; HSDP does within each node only."""
     shape = published.model_shape(row.model, row.sequence_length)
     sequences, micro_batches = row.micro_batch * (row.accumulation or 1), row.accumulation or 1
-    nodes, rate = max(1, row.gpus // 8), node_rate(row.interconnect)
-    whole = 2 * shape.parameters * micro_batches
-    if row.parallelism == "hsdp":
-        inside = Traffic(reduce_scatter=whole, all_gather=2 * whole).sent(8) / gpu.link_bandwidth
-        communication = max(inside, Traffic(all_reduce=whole).between_nodes(nodes) / rate)
-    else:
-        traffic = Traffic(reduce_scatter=whole, all_gather=2 * whole)
-        communication = communication_time(traffic, gpu, gpus=row.gpus, nodes=nodes, node_rate=rate)
-    recomputed = published.RECOMPUTED[row.checkpointing]
+    hidden, exposed = _fsdp_traffic(row, shape, micro_batches)
+    wide = row.reduce_dtype == "float32"
     return Work(
         shape=shape,
         flops=published.flops(row, sequences=sequences),
         tokens=sequences * row.sequence_length,
         logits=sequences * row.sequence_length,
-        recomputed_layers=recomputed,
+        recomputed_layers=published.RECOMPUTED[row.checkpointing],
         micro_batches=micro_batches,
         updated=shape.parameters / row.gpus,
-        communication=communication,
+        communication=_fsdp_time(row, gpu, hidden),
+        exposed=_fsdp_time(row, gpu, exposed),
+        weight_bytes=WEIGHT_BYTES + (WIDE_REDUCE_BYTES if wide else 0),
+        update_bytes=UNFUSED_UPDATE_BYTES,
     )
+
+
+def _fsdp_traffic(row: published.Row, shape: ModelShape, micro_batches: int) -> tuple[Traffic, Traffic]:
+    """What FSDP sends in a step, hidden and exposed: every weight gathered twice, gradients scattered, per micro-batch.
+
+    Nothing hides the first layer's gather and the last one's scatter, nor, with backward prefetch "post", any gather of
+    the backward pass (https://pytorch.org/docs/2.0/_modules/torch/distributed/fsdp/api.html).
+    """
+    gather = 2 * shape.parameters * micro_batches
+    scatter = (4 if row.reduce_dtype == "float32" else 2) * shape.parameters * micro_batches
+    whole = Traffic(reduce_scatter=scatter, all_gather=2 * gather)
+    exposed = Traffic(reduce_scatter=scatter, all_gather=gather).share(1 / shape.num_layers)
+    if row.backward_prefetch == "post":
+        exposed = replace(exposed, all_gather=exposed.all_gather + gather)
+    return whole - exposed, exposed
+
+
+def _fsdp_time(row: published.Row, gpu: Gpu, traffic: Traffic) -> float:
+    """Seconds of these collectives; HSDP gathers and scatters within each node and reduces between them."""
+    nodes, rate = max(1, row.gpus // 8), node_rate(row.interconnect)
+    if row.parallelism != "hsdp":
+        return communication_time(traffic, gpu, gpus=row.gpus, nodes=nodes, node_rate=rate)
+    inside = traffic.sent(8) / gpu.link_bandwidth
+    return max(inside, Traffic(all_reduce=traffic.reduce_scatter).between_nodes(nodes) / rate)
 
 
 def fit(rows: Iterable[published.Row]) -> dict[tuple[str, str], float]:

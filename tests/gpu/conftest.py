@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 import tasks
+from benchmarks import ranks
 from benchmarks.tiny import MODEL
 from fulltune import config, data, device, model, setup
 from fulltune import tokenizer as tok
@@ -107,32 +106,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         use_gpu = gpu and not REHEARSAL
         named = {"base": run.base, "model": run.model, "tokens": run.tokens, "results": results, "use_gpu": use_gpu}
         text = json.dumps(named | arguments, default=str)
-        common = os.environ | device.worker_environment(use_gpu=use_gpu, cpus=2, deterministic=True)
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(workers)}
-        common |= {"PYTHONPATH": str(ROOT), "PATH": setup.tool_path()}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(RANKS), case, text],
-                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=(results / f"{rank}.log").open("w"),
-                stderr=subprocess.STDOUT,
-            )
-            for rank in range(workers)
-        ]
-        try:
-            codes = [rank.wait(timeout=BOUND_S) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        logs = "\n".join((results / f"{rank}.log").read_text()[-3000:] for rank in range(workers))
-        assert codes == [0] * workers, logs
-        return [json.loads((results / f"{rank}.json").read_text()) for rank in range(workers)]
+        environment = device.worker_environment(use_gpu=use_gpu, cpus=2, deterministic=True)
+        environment |= {"PYTHONPATH": str(ROOT), "PATH": setup.tool_path()}
+        return ranks.run([sys.executable, str(RANKS), case, text], workers, environment, results, timeout_s=BOUND_S)
 
     return start
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

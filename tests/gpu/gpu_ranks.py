@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from benchmarks import ranks
 from fulltune import batches, comm, config, data, device, session
-from fulltune.engine import build, prebuild
+from fulltune.engine import build
 from fulltune.train import Schedule, StepDone, fit
 
 
@@ -70,14 +70,8 @@ def main() -> None:
         target = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         dtype = device.dtype_name(run.model.dtype, use_gpu=True)
         device.attach(target, dtype, deterministic=run.train.deterministic)
-    else:
-        prebuild.attach()
-    dist.init_process_group(device.backend(use_gpu=use_gpu))
-    workers = comm.Workers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    result = globals()[f"case_{name}"](arguments, workers)
-    Path(arguments["results"], f"{workers.rank}.json").write_text(json.dumps(result))
-    workers.barrier()
-    dist.destroy_process_group()
+    case, backend = globals()[f"case_{name}"], device.backend(use_gpu=use_gpu)
+    ranks.serve(lambda workers: case(arguments, workers), Path(arguments["results"]), backend=backend)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 
 import tasks
+from benchmarks import ranks
 from benchmarks.tiny import MODEL
 from fulltune import batches, config, data, device, model, setup
 from fulltune import tokenizer as tok
@@ -100,35 +98,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def start(case: str, workers: int, **arguments: Any) -> list[dict[str, Any]]:
         results = tmp_path_factory.mktemp("ranks")
         text = json.dumps(arguments | {"results": str(results)}, default=str)
-        common = os.environ | device.worker_environment(use_gpu=False)
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(workers)}
-        common |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": setup.tool_path()}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(RANKS), case, text],
-                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=(results / f"{rank}.log").open("w"),
-                stderr=subprocess.STDOUT,
-            )
-            for rank in range(workers)
-        ]
-        try:
-            codes = [rank.wait(timeout=BOUND_S) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        logs = "\n".join((results / f"{rank}.log").read_text()[-3000:] for rank in range(workers))
-        assert codes == [0] * workers, logs
-        return [json.loads((results / f"{rank}.json").read_text()) for rank in range(workers)]
+        environment = device.worker_environment(use_gpu=False)
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": setup.tool_path()}
+        return ranks.run([sys.executable, str(RANKS), case, text], workers, environment, results, timeout_s=BOUND_S)
 
     return start
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @dataclass(frozen=True)

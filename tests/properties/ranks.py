@@ -23,12 +23,12 @@ from unittest import mock
 
 import mutations
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
+from benchmarks import ranks
 from fulltune import batches, comm, config, data, session
-from fulltune.engine import build, prebuild, shards
+from fulltune.engine import build, shards
 from fulltune.train import Schedule, Skipped, StepDone, fit
 
 
@@ -291,13 +291,8 @@ def main() -> None:
     """Runs one case on this rank and writes `<rank>.json`."""
     torch.set_num_threads(1)
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
-    dist.init_process_group("gloo")
-    prebuild.attach()
-    workers = comm.Workers(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    result = globals()[f"case_{name}"](arguments, workers)
-    Path(arguments["results"], f"{workers.rank}.json").write_text(json.dumps(result))
-    workers.barrier()
-    dist.destroy_process_group()
+    case = globals()[f"case_{name}"]
+    ranks.serve(lambda workers: case(arguments, workers), Path(arguments["results"]))
 
 
 if __name__ == "__main__":

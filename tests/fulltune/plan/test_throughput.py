@@ -41,6 +41,33 @@ def test_communication_hides_behind_the_rest_until_it_is_longer():
     assert replace(step, communication=2.0).total == pytest.approx(2.1)
 
 
+def test_what_nothing_hides_is_added():
+    step = throughput.StepTime(products=1.0, memory=0.5, communication=1.4, update=0.1, exposed=0.3)
+    assert step.total == pytest.approx(1.9)
+
+
+def test_backward_gathers_are_exposed_where_they_are_fetched_late():
+    post = row("foundry-a100-40-70b-s2048-g64")
+    shape = published.model_shape(post.model, post.sequence_length)
+    hidden, exposed = throughput._fsdp_traffic(post, shape, 1)
+    assert (hidden.all_gather + exposed.all_gather, hidden.reduce_scatter + exposed.reduce_scatter) == (
+        4 * shape.parameters,
+        2 * shape.parameters,
+    )
+    assert exposed.all_gather == pytest.approx(2 * shape.parameters * (1 + 1 / 80))
+    _, early = throughput._fsdp_traffic(replace(post, backward_prefetch=""), shape, 1)
+    assert early.all_gather == pytest.approx(2 * shape.parameters / 80)
+
+
+def test_attention_is_slower_than_products_on_hopper_only():
+    for name, slower in (("foundry-h100-3b-s65536-g8", True), ("foundry-a100-3b-s65536-g8", False)):
+        case = row(name)
+        gpu = hardware.gpu(case.gpu)
+        work = throughput._work(case, gpu)
+        plain = work.flops.hardware / (0.5 * gpu.bf16_flops)
+        assert (throughput.step_time(work, gpu, 0.5).products > 1.2 * plain) == slower
+
+
 def test_time_between_nodes_is_set_by_the_node_not_by_its_gpus():
     gpu = hardware.gpu("A100-80")
     traffic = Traffic(reduce_scatter=10**9, all_gather=2 * 10**9)

@@ -1,0 +1,43 @@
+"""The peak of a run is that of one moment: the loss, the backward pass, or the update, whichever needs most."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.plan_memory import SMALL, deepspeed, plan_peak
+from fulltune.plan import memory, shape, sharding
+from fulltune.plan.activations import Batch, activations
+
+# medians of three runs on one CPU worker (docs/planning_evidence.md), bytes
+MEASURED = {("deep", 0): 233_799_680, ("deep", 1): 271_212_544, ("wordy", 1): 241_377_280, ("wordy", 3): 247_889_920}
+
+
+def test_peaks_of_a_process_are_predicted():
+    for (name, stage), measured in MEASURED.items():
+        assert abs(plan_peak(SMALL[name], stage, 1) / measured - 1) <= 0.10, (name, stage)
+
+
+def setup(**changes):
+    made = memory.Setup(
+        shape=shape.of(SMALL["wordy"]),
+        sharding=sharding.read(deepspeed(1)),
+        batch=Batch(384, 192),
+        workers=1,
+        dtype_bytes=4,
+        checkpointing=False,
+        attention="segments",
+        on_gpu=False,
+    )
+    return replace(made, **changes)
+
+
+def test_a_gradient_on_its_way_and_the_loss_are_not_there_at_once():
+    made = setup()
+    held = activations(made.shape, made.batch, dtype_bytes=4, checkpointing=False, attention="segments")
+    oversized = memory.communication(made) - memory.resting_buckets(made)
+    assert oversized == 2 * 4 * made.shape.largest_tensor
+    transient = memory.memory(made).tensors - memory.memory(setup(batch=Batch(1, 1))).tensors
+    assert transient < held.saved + held.loss
+    few = setup(batch=Batch(384, 1))  # hardly any logits: the backward pass decides
+    without = replace(few.sharding, reduce_bucket=few.shape.largest_tensor)
+    assert memory.memory(few).tensors > memory.memory(replace(few, sharding=without)).tensors
