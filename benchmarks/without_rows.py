@@ -12,7 +12,7 @@ from typing import Any
 EXAMPLES = "## Worst examples"  # the first section of the report that quotes records
 LEFT_OUT = ("worst", "examples", "items", "provenance", "loss_curve")
 DETAILS_LEFT_OUT = ("identity", "run")
-_PATH = re.compile(r"(?:file://)?(?<![\w.:/~<])/(?:[\w.+@~-]+/)*([\w.+@~-]+)/?")  # absolute, not part of a URL
+_PATH = re.compile(r"(?:file://|(?<![\w.:/~<]))/(?:[\w.+@~-]+/)*([\w.+@~-]+)/?")  # absolute, not part of a URL
 
 
 def figures_only(report: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from fulltune import engines
 from ray_jobs.commands import endpoints, recipe
 from tasks.base import UserError
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the task's own limit")
     parser.add_argument(
         "--engine",
-        choices=("hf", "hf-static", "hf-paged", "vllm"),
+        choices=engines.NAMES,
         default="hf",
         help="what generates: hf (continuous batches), hf-static, hf-paged (transformers' paged attention), vllm",
     )
