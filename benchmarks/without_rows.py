@@ -32,8 +32,8 @@ def results_only(results: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in results.items() if key not in LEFT_OUT}
     if "leaks" in kept:
         kept["leaks"] = kept["leaks"] | {"records": len(kept["leaks"]["records"])}
-    for model in kept["models"]:
-        model["details"] = {name: value for name, value in model["details"].items() if name not in DETAILS_LEFT_OUT}
+    details = [{k: v for k, v in model["details"].items() if k not in DETAILS_LEFT_OUT} for model in kept["models"]]
+    kept["models"] = [model | {"details": d} for model, d in zip(kept["models"], details, strict=True)]
     return dict(without_paths(kept))
 
 

@@ -67,6 +67,7 @@ class BenchmarkModel(Section):
     budget_usd: float | None = Field(None, ge=0, description="per task")
     max_requests: int | None = Field(None, ge=0, description="per task")
     concurrency: int = Field(4, ge=1)
+    timeout_s: float = Field(120.0, gt=0, description="of one request, from sending to the last byte")
     api_key_env: str = "OPENAI_API_KEY"
 
     @model_validator(mode="after")
@@ -250,7 +251,9 @@ def _ask_api(asked: _Question) -> None:
         task=replace(asked.task, max_new_tokens=limit),
         split=part.split,
         source=part.source,
-        endpoint=chat.endpoint(asked.source, model.base_url, key_variable=model.api_key_env, omit=model.omit),
+        endpoint=chat.endpoint(
+            asked.source, model.base_url, key_variable=model.api_key_env, omit=model.omit, timeout_s=model.timeout_s
+        ),
         out=asked.out,
         label=model.label,
         shots=model.shots,
