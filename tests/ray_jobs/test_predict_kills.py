@@ -126,6 +126,47 @@ def wait_until_quiet(folder):
         time.sleep(0.005)
 
 
+WORKER = """
+import sys
+from pathlib import Path
+import tasks
+from evaluation import answer_journal
+from ray_jobs import predict
+from tasks.sources import load
+
+name, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+task = tasks.get(name)
+data = {"task": name, "split": "test", "source": "bundled"}
+asked = {"model": str(folder), "label": "m", "prompt": "structured", "batch_tokens": 110}
+request = predict.Request(**data, **asked, out=out)
+done = predict._continue(request, task, folder)
+out.touch()
+missing = [record for record in load(task, "test", "bundled") if record.id not in done]
+if missing:
+    for _ in predict.Predictor(request, folder).answers(missing, [], answer_journal.place(out)):
+        pass
+    predict._continue(request, task, folder)
+"""
+
+
+def test_what_a_killed_process_had_finished_is_in_its_journal(tmp_path, task_file, model):
+    """The actor's class alone, without a cluster: nobody takes its answers, so only its journal can have them."""
+    draw = random.Random("journal")
+    command = [sys.executable, "-c", WORKER, f"{task_file}:TASK", str(model), str(tmp_path / "p.jsonl")]
+
+    def run():
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(command, cwd=helpers.ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+    for _ in range(2):
+        process = run()
+        wait_for_more(process, tmp_path, draw)
+        process.kill()
+        process.wait(timeout=20)
+    after = finish(run(), tmp_path)
+    assert computed(tmp_path)[0] == Counter(after.values()), "computed again, or lost"
+
+
 @pytest.mark.parametrize(
     ("engine", "victims"), [("hf", ["driver", "actor", "driver"]), ("hf-static", ["actor", "driver"])]
 )
