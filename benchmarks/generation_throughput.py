@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def arms(generator: generate.Generator, prompts: Sequence[generate.Prompt], limi
 
     def engine(batching: generate.Batching) -> Callable[[], Any]:
         own = replace(generator, batching=batching)
-        return lambda: dict(own.tokens(prompts, max_new_tokens=limit, batch_tokens=CACHE_TOKENS))
+        return lambda: dict(chain(*own.tokens(prompts, max_new_tokens=limit, batch_tokens=CACHE_TOKENS)))
 
     return {
         "one by one": lambda: plain(generator, prompts, limit, 1),

@@ -1,6 +1,6 @@
 """Copies the figures of a finished run into `results/`, without a row of its data and without a path of the machine.
 
-    python benchmarks/publish_result.py runs/viggo_smollm2_135m results/viggo_smollm2_135m
+    python -m benchmarks.publish_result runs/viggo_smollm2_135m results/viggo_smollm2_135m
 
 What is kept: the report up to its examples, its plots, results per metric, the log of every step, the configuration
 and what the run came from. What is left out: records, model outputs, per-item scores.
@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-EXAMPLES = "## Worst examples"  # the first section of the report that quotes records
-LEFT_OUT = ("worst", "examples", "items", "provenance", "loss_curve")
+from benchmarks.without_rows import figures_only, results_only, without_paths
 
 
 def publish(run: Path, out: Path) -> None:
@@ -28,21 +27,13 @@ def publish(run: Path, out: Path) -> None:
     shutil.copytree(run / "report" / "plots", out / "plots")
     shutil.copy(run / "metrics.jsonl", out / "metrics.jsonl")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    (out / "config.yaml").write_text(yaml.safe_dump(_without_paths(config), sort_keys=False))
+    (out / "config.yaml").write_text(yaml.safe_dump(without_paths(config), sort_keys=False))
     facts = json.loads((run / "provenance.json").read_text())
-    facts["command"] = ["fulltune", *(_without_paths(part) for part in facts["command"][1:])]
-    (out / "README.md").write_text(_without_rows(report) + _how_it_was_made(run, _without_paths(facts)))
-    (out / "provenance.json").write_text(json.dumps(_without_paths(facts), indent=1) + "\n")
+    facts["command"] = ["fulltune", *(without_paths(part) for part in facts["command"][1:])]
+    (out / "README.md").write_text(figures_only(report) + _how_it_was_made(run, without_paths(facts)))
+    (out / "provenance.json").write_text(json.dumps(without_paths(facts), indent=1) + "\n")
     results = json.loads((run / "report" / "results.json").read_text())
-    kept = {key: value for key, value in results.items() if key not in LEFT_OUT}
-    (out / "results.json").write_text(json.dumps(_without_paths(kept), indent=1) + "\n")
-
-
-def _without_rows(report: str) -> str:
-    head, found, _ = report.partition(EXAMPLES)
-    if not found:
-        raise SystemExit(f"no section {EXAMPLES!r} in the report: its records cannot be told from its figures")
-    return head.rstrip() + "\n\n"
+    (out / "results.json").write_text(json.dumps(results_only(results), indent=1) + "\n")
 
 
 def _how_it_was_made(run: Path, facts: dict[str, Any]) -> str:
@@ -64,18 +55,6 @@ Validation loss: {valid}. Every step is in [metrics.jsonl](metrics.jsonl), the s
 
 ![Training loss by step](plots/loss.png)
 """
-
-
-def _without_paths(value: Any) -> Any:
-    """The same tree; absolute paths are cut to their last part."""
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    if isinstance(value, str) and "/" in value and any(part.startswith("/") for part in value.split("=")):
-        key, separator, path = value.rpartition("=")
-        return f"{key}{separator}{Path(path).name}"
-    return value
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ folders; the runner of `benchmark` and `demo` passes them directly.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from evaluation.predictions import Prediction, read_predictions
 from evaluation.score import Scores, count_errors, read_items, score, summarise
 from evaluation.series import series
 from tasks.base import Completion, Metric, Record, Task, UserError
+
+log = logging.getLogger(__name__)
 
 Readers = Callable[[str], Sequence[Reader]]
 
@@ -234,6 +237,8 @@ def _model(
         scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
         scores = read_all(readers(entry.label), task, records[:limit], predictions, scores)
         answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
+    for warning in scores.warnings:
+        log.warning("%s: %s", entry.label, warning)
     return Model(
         label=entry.label,
         role=role_of(entry),

@@ -72,11 +72,10 @@ class Model:
     usage: Usage
 
     def as_json(self) -> dict[str, Any]:
-        counts = {"unknown": self.scores.unknown, "truncated": self.scores.truncated}
         tokens = asdict(self.tokens) | {"per_answer": self.tokens.per_answer} if self.tokens else None
         head = {"label": self.label, "role": self.role, "note": self.note, "details": dict(self.details)}
         spent = {"tokens": tokens, "usage": asdict(self.usage)}
-        return {**head, **self.scores.as_json(), **counts, **spent, "warnings": list(self.scores.warnings)}
+        return {**head, **self.scores.as_json(), **spent, "warnings": list(self.scores.warnings)}
 
 
 @dataclass(frozen=True, slots=True)

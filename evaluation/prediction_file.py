@@ -32,6 +32,12 @@ def write_meta(out: Path, facts: Mapping[str, Any]) -> None:
     jsonl.write_text(meta_path(out), jsonl.dump(facts, indent=1) + "\n")
 
 
+def differing(facts: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What of an identity the facts about a file contradict; a name that older files lack counts as None."""
+    before = facts.get("identity", {})
+    return [name for name in identity if before.get(name) != json.loads(jsonl.dump(identity[name]))]
+
+
 def answered(out: Path, identity: Mapping[str, Any]) -> dict[str, Prediction]:
     """The predictions that `out` holds already, by id.
 
@@ -40,11 +46,9 @@ def answered(out: Path, identity: Mapping[str, Any]) -> dict[str, Prediction]:
     """
     if not out.exists():
         return {}
-    before = read_meta(out).get("identity", {})
-    differing = [name for name in identity if before.get(name) != json.loads(jsonl.dump(identity[name]))]
-    if differing:
+    if others := differing(read_meta(out), identity):
         raise UserError(
-            got=f"{out} holds predictions made with another {', '.join(differing)}",
+            got=f"{out} holds predictions made with another {', '.join(others)}",
             wanted="a new file, or one that this command began",
             fix="choose another --out or delete the file",
         )

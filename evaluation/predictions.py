@@ -9,7 +9,6 @@ thousand answers takes a tenth of the memory.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from typing import IO, Any
 
 from evaluation import jsonl
 from tasks.base import Completion, UserError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ class Matched:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read predictions.jsonl; of lines with the same id the last one wins, and a warning says how many.
+    """Read predictions.jsonl; of lines with the same id the last one wins, and `duplicates` says how many did not.
 
     Raises:
         UserError: the file is missing or a line is not a prediction; the message names file and line.
@@ -118,8 +115,6 @@ def indexed_predictions(path: Path) -> Iterator[Predictions]:
 
 
 def _counted(path: Path, by_id: Mapping[str, Prediction], duplicates: int) -> Predictions:
-    if duplicates:
-        log.warning("%s: %d lines repeat an id; the last one counts", path, duplicates)
     return Predictions(name=str(path), by_id=by_id, duplicates=duplicates)
 
 

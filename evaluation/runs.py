@@ -189,14 +189,16 @@ def _rows(path: Path) -> list[_Found]:
 
 def _with_training(row: _Found, run: Path) -> _Found:
     """The row with what its run says: workers that answered, and for tuned rows what made the model."""
-    config = read_config(run)
-    known: dict[str, Any] = {}
-    if role_of(row.entry) == "tuned":
-        known |= training.facts(config, read_steps(run), _read_provenance(run))
-    ray = config.get("ray")
+    known = training_facts(run) if role_of(row.entry) == "tuned" else {}
+    ray = read_config(run).get("ray")
     if isinstance(ray, Mapping) and isinstance(ray.get("num_workers"), int):  # a range says nothing of who answered
         known["workers"] = ray["num_workers"]
     return replace(row, entry=replace(row.entry, details=known | dict(row.entry.details)))
+
+
+def training_facts(run: Path) -> dict[str, Any]:
+    """What made the model of a run folder, as `training.facts`; empty for a folder that is none."""
+    return training.facts(read_config(run), read_steps(run), _read_provenance(run))
 
 
 def _row(file: Path, *, group: str, defaults: Mapping[str, Any]) -> _Found:

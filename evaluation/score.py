@@ -7,7 +7,6 @@ task's business: this module pairs, counts, averages and says how sure the avera
 
 from __future__ import annotations
 
-import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,8 +22,6 @@ from evaluation.pool import ItemScore, Pair, TaskSpec, score_pairs
 from evaluation.predictions import Matching, Predictions, indexed_predictions
 from tasks.base import Record, Task, UserError
 
-log = logging.getLogger(__name__)
-
 READINGS = "readings.jsonl"  # what a judge or an extractor replied; none may stay of an earlier scoring
 
 
@@ -38,7 +35,7 @@ class Scores:
         metrics: metric name -> mean, interval and n, in the task's order.
         errors: error category -> count, in the task's order.
         missing, duplicates, unknown, truncated: counts of predictions (missing ones count as empty answers).
-        warnings: what a reader of the figures must know, in words.
+        warnings: what a reader of the figures must know, in words; whoever shows the figures shows them.
         items: one score per record, in the order of the references.
         assisted: metric -> how a judge or an extractor came to it: model, version, failures, calls, cost.
         readings: metric -> per item what the judge or extractor replied.
@@ -68,6 +65,8 @@ class Scores:
             "metrics": {name: value.as_json() for name, value in self.metrics.items()},
             "missing": self.missing,
             "duplicates": self.duplicates,
+            "unknown": self.unknown,
+            "truncated": self.truncated,
             "errors": dict(self.errors),
             **assisted,
         }
@@ -167,8 +166,6 @@ def _scores(
     items: tuple[ItemScore, ...],
 ) -> Scores:
     matched = matching.result()
-    for warning in matched.warnings:
-        log.warning("%s: %s", predictions.name, warning)
     return Scores(
         task=task.name,
         task_version=task.version,

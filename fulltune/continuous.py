@@ -195,7 +195,7 @@ def write(
     limit: int,
     ended: Callable[[list[int]], bool],
     cache_tokens: int,
-) -> Iterator[tuple[str, list[int]]]:
+) -> Iterator[list[tuple[str, list[int]]]]:
     """Greedy continuations, each as soon as it has ended; the longest prompts come first.
 
     Args:
@@ -228,7 +228,7 @@ def _session(
     slots: Slots,
     limit: int,
     ended: Callable[[list[int]], bool],
-) -> Iterator[tuple[str, list[int]]]:
+) -> Iterator[list[tuple[str, list[int]]]]:
     """Rows of similar length through one set of slots."""
     if common:
         _forward(model, common, range(len(common)), [len(common) - 1], slots)
@@ -240,7 +240,8 @@ def _session(
         for row, token in zip(rows, tokens, strict=True):
             row.new.append(token)
         done = [len(row.new) >= limit or ended(row.new) for row in rows]
-        yield from ((row.name, row.new) for row, is_done in zip(rows, done, strict=True) if is_done)
+        if any(done):
+            yield [(row.name, row.new) for row, is_done in zip(rows, done, strict=True) if is_done]
         rows = _closed_up(rows, done, slots)
 
 

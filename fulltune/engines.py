@@ -35,8 +35,8 @@ class Engine(Protocol):
     def prompt(self, record: Record, shots: Sequence[Record]) -> Prompt:
         """The prompt of a record, in the style the engine was loaded for."""
 
-    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[Answer]:
-        """An answer to each prompt, in the order in which they are finished."""
+    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[list[Answer]]:
+        """An answer to each prompt; those that were finished by the same step together, before the next one."""
 
 
 def check(name: EngineName) -> None:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,27 +145,27 @@ class Generator:
         own = self.model.generation_config.eos_token_id
         return stops_of(self.tokenizer, self.task, self.prompt_style, own)
 
-    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[Answer]:
-        """Greedy answers to any number of prompts, in the order in which they are finished.
+    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[list[Answer]]:
+        """Greedy answers to any number of prompts, those together that were finished by the same step.
 
         Args:
             batch_tokens: what a static batch, or the cache of the others, holds at most; answers included.
         """
         by_id = {prompt.id: prompt for prompt in prompts}
-        for name, new in self.tokens(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
-            yield self._answer(by_id[name], new, max_new_tokens)
+        for finished in self.tokens(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
+            yield [self._answer(by_id[name], new, max_new_tokens) for name, new in finished]
 
     def tokens(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int
-    ) -> Iterator[tuple[str, list[int]]]:
-        """What is written after each prompt, by id; some batches go on after the first stop, which ends the answer."""
+    ) -> Iterator[list[tuple[str, list[int]]]]:
+        """What is written after each prompt, by id and step; some batches go on after the stop that ends an answer."""
         ids = {prompt.id: prompt.ids for prompt in prompts}
         longest = max(map(len, ids.values()), default=0) + max_new_tokens
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         # slots see everything: where the model's window is shorter, only its own attention will do
         if self.batching == "static" or (self.batching == "continuous" and window and window < longest):
             for batch in batches(prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
-                yield from self._batch(batch, max_new_tokens).items()
+                yield from self._batch(batch, max_new_tokens)
         elif self.batching == "paged":
             yield from paged.write(self.model, ids, self.stops.ids, limit=max_new_tokens, cache_tokens=batch_tokens)
         else:
@@ -188,21 +189,23 @@ class Generator:
 
     def answer(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Answer]:
         """Greedy answers of one static batch, in the order of the prompts."""
-        written = self._batch(prompts, max_new_tokens)
+        written = dict(chain.from_iterable(self._batch(prompts, max_new_tokens)))
         return [self._answer(prompt, written[prompt.id], max_new_tokens) for prompt in prompts]
 
-    def _batch(self, prompts: Sequence[Prompt], limit: int) -> dict[str, list[int]]:
+    def _batch(self, prompts: Sequence[Prompt], limit: int) -> Iterator[list[tuple[str, list[int]]]]:
         """Most answers are short and a few never end, so the batch writes a third of the limit first, and only the rows
         that have not stopped by then go on.
         """
         first = min(limit, max(FIRST_TOKENS, limit // 3))
         written = dict(zip((p.id for p in prompts), self._write(prompts, first), strict=True))
         open_rows = [p for p in prompts if first < limit and not self._stopped(written[p.id])]
+        going_on = {prompt.id for prompt in open_rows}
+        if len(going_on) < len(prompts):
+            yield [(name, new) for name, new in written.items() if name not in going_on]
         if open_rows:
             longer = [Prompt(p.id, [*p.ids, *written[p.id]]) for p in open_rows]
-            for prompt, more in zip(open_rows, self._write(longer, limit - first), strict=True):
-                written[prompt.id] = [*written[prompt.id], *more]
-        return written
+            rest = self._write(longer, limit - first)
+            yield [(p.id, [*written[p.id], *more]) for p, more in zip(open_rows, rest, strict=True)]
 
     def _stopped(self, new: Sequence[int]) -> bool:
         text = self.tokenizer.decode(new, skip_special_tokens=False) if self.stops.strings else ""

@@ -37,7 +37,7 @@ class OfflineEngine:
         """The prompt of a record, token by token what the other engines are given."""
         return prompt_of(self.tokenizer, self.task, self.prompt_style, record, shots)
 
-    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[Answer]:
+    def answers(self, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_tokens: int) -> Iterator[list[Answer]]:
         """Greedy answers in rounds; vLLM batches inside a round by the memory it has, so `batch_tokens` is not asked.
 
         Raises:
@@ -55,8 +55,7 @@ class OfflineEngine:
             some = prompts[start : start + ROUND]
             given = [{"prompt_token_ids": list(prompt.ids)} for prompt in some]
             outputs = self.llm.generate(given, parameters, use_tqdm=False)
-            for prompt, output in zip(some, outputs, strict=True):
-                yield self._answer(prompt, output.outputs[0])
+            yield [self._answer(prompt, output.outputs[0]) for prompt, output in zip(some, outputs, strict=True)]
 
     def _answer(self, prompt: Prompt, written: Any) -> Answer:
         if written.finish_reason not in ("stop", "length"):

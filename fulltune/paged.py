@@ -26,7 +26,7 @@ def unsupported(model: Any) -> str | None:
 
 def write(
     model: Any, prompts: Mapping[str, Sequence[int]], stop_ids: Sequence[int], *, limit: int, cache_tokens: int
-) -> Iterator[tuple[str, list[int]]]:
+) -> Iterator[list[tuple[str, list[int]]]]:
     """Greedy continuations by name, a round of prompts at a time, the longest prompts first.
 
     Args:
@@ -58,5 +58,4 @@ def write(
             raise RuntimeError(f"generate_batch answered {len(found)} of {len(some)} prompts")
         # request ids count up in the order of the inputs
         ordered = sorted(found, key=lambda request: int(request.rpartition("_")[2]))
-        for name, request in zip(some, ordered, strict=True):
-            yield name, list(found[request].generated_tokens)
+        yield [(name, list(found[request].generated_tokens)) for name, request in zip(some, ordered, strict=True)]

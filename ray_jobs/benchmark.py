@@ -3,10 +3,11 @@
     name: small_models                                   <out>/<name>/<task>/predictions/*.jsonl
     tasks:                                               <out>/<name>/<task>/report/report.html
       - {task: viggo, source: hub, limit: 200}           <out>/<name>/index.md, benchmark.json
+      - {task: gsm8k, source: hub, limit: 200, max_new_tokens: 256}
     models:
       - {label: base, model: HuggingFaceTB/SmolLM2-135M, shots: 5}
       - {label: gpt-4, model: "openai:gpt-4", shots: 5}
-      - {label: tuned, model: runs/viggo/export, tasks: [viggo]}
+      - {label: tuned, model: {viggo: runs/viggo, gsm8k: runs/gsm8k}}
 
 Every part is resumed by running the command again: answered prompts stay, paid answers come from the cache.
 """
@@ -16,14 +17,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 import tasks
-from evaluation import chat, predict_api, prediction_file, prices
+from evaluation import chat, predict_api, prediction_file, prices, runs
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
@@ -46,13 +47,16 @@ class BenchmarkTask(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     split: Literal["train", "valid", "test"] = "test"
     limit: int | None = Field(None, ge=1, description="the first N rows by index")
+    max_new_tokens: int | None = Field(None, ge=1, description="of an answer; default: the task's own limit")
 
 
 class BenchmarkModel(Section):
     """A row of every report: a folder, a hub id or openai:NAME, and how it is asked."""
 
     label: str
-    model: str = Field(description="folder, run folder with an export, hub id, or openai:NAME")
+    model: str | dict[str, str] = Field(
+        description="folder, run folder with an export, hub id, or openai:NAME; or one of these per task it answers"
+    )
     role: Literal["base", "tuned", "other"] = "other"
     revision: str | None = None
     shots: int = Field(0, ge=0)
@@ -63,7 +67,23 @@ class BenchmarkModel(Section):
     budget_usd: float | None = Field(None, ge=0, description="per task")
     max_requests: int | None = Field(None, ge=0, description="per task")
     concurrency: int = Field(4, ge=1)
+    timeout_s: float = Field(120.0, gt=0, description="of one request, from sending to the last byte")
     api_key_env: str = "OPENAI_API_KEY"
+
+    @model_validator(mode="after")
+    def _says_once_what_it_answers(self) -> BenchmarkModel:
+        if self.tasks and isinstance(self.model, dict):
+            raise ValueError(f"{self.label}: model already names the tasks ({', '.join(self.model)}); leave tasks out")
+        return self
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of the tasks it answers; none means all."""
+        return tuple(self.model) if isinstance(self.model, dict) else self.tasks
+
+    def source(self, task: str) -> str:
+        """What answers this task."""
+        return self.model[task] if isinstance(self.model, dict) else self.model
 
 
 class Benchmark(Section):
@@ -86,7 +106,7 @@ class Benchmark(Section):
         for what, names in (("label", [m.label for m in self.models]), ("task", [t.task for t in self.tasks])):
             if len(set(names)) < len(names):
                 raise ValueError(f"a {what} stands twice: {names}")
-        strange = {name for model in self.models for name in model.tasks} - {task.task for task in self.tasks}
+        strange = {name for model in self.models for name in model.answers} - {task.task for task in self.tasks}
         if strange:
             raise ValueError(f"models name tasks that are not in the benchmark: {sorted(strange)}")
         return self
@@ -121,12 +141,12 @@ def _one_task(
 ) -> dict[str, Any]:
     spec = TaskSpec(part.task, part.options)
     task = spec.load()
-    records = load(task, part.split, part.source, columns=part.columns or None, limit=part.limit)
+    records = load(task, part.split, part.source, columns=part.columns or None)
     folder = benchmark.folder / task.name
     entries = [
         _entry(_Question(benchmark, part, task, model, folder / "predictions" / f"{model.label}.jsonl", say))
         for model in benchmark.models
-        if not model.tasks or part.task in model.tasks
+        if not model.answers or part.task in model.answers
     ]
     return compare(
         entries,
@@ -137,7 +157,8 @@ def _one_task(
         provenance=facts,
         source=part.source,
         split=part.split,
-        leaks=_leaks(part, task, records),
+        limit=part.limit,
+        leaks=_leaks(part, task, records[: part.limit]),
         usd_per_worker_hour=benchmark.usd_per_worker_hour,
         processes=os.cpu_count(),
         spec=spec,
@@ -165,25 +186,32 @@ class _Question:
     out: Path
     say: Callable[[str], None]
 
+    @property
+    def source(self) -> str:
+        """What answers: a folder, a hub id, or openai:NAME."""
+        return self.model.source(self.part.task)
+
 
 def _entry(asked: _Question) -> Entry:
     """The predictions of one model, made or completed now."""
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     model = asked.model
-    if model.model.startswith(chat.PREFIX):
+    made: dict[str, Any] = {}
+    if asked.source.startswith(chat.PREFIX):
         _ask_api(asked)
     else:
         predict(_request(asked), say=asked.say)
+        made = runs.training_facts(Path(asked.source).expanduser())
     meta = prediction_file.read_meta(asked.out)
     note = f"{model.shots} shots, {meta.get('prompt', 'natural')} prompt"
-    return Entry(model.label, asked.out, note=note, details=meta | {"role": model.role})
+    return Entry(model.label, asked.out, note=note, details=made | meta | {"role": model.role})
 
 
 def _request(asked: _Question) -> Request:
     """For a model of ours; a run folder stands for its export."""
     benchmark, part, model = asked.benchmark, asked.part, asked.model
-    folder = Path(model.model).expanduser() / "export"
-    source = str(folder) if folder.is_dir() else model.model
+    folder = Path(asked.source).expanduser() / "export"
+    source = str(folder) if folder.is_dir() else asked.source
     return Request(
         task=part.task,
         split=part.split,
@@ -194,6 +222,7 @@ def _request(asked: _Question) -> Request:
         prompt=model.prompt or usual_prompt(source, asked.task.special_tokens),
         shots=model.shots,
         limit=part.limit,
+        max_new_tokens=part.max_new_tokens,
         revision=model.revision,
         task_options=tuple(part.options.items()),
         columns=tuple(part.columns.items()),
@@ -216,12 +245,15 @@ def _ask_api(asked: _Question) -> None:
             wanted="natural: a chat endpoint puts its own template around the prompt",
             fix="leave prompt out",
         )
+    limit = part.max_new_tokens or asked.task.max_new_tokens
     money = None if model.budget_usd is None else prices.picodollars(model.budget_usd)
     request = predict_api.ApiRequest(
-        task=asked.task,
+        task=replace(asked.task, max_new_tokens=limit),
         split=part.split,
         source=part.source,
-        endpoint=chat.endpoint(model.model, model.base_url, key_variable=model.api_key_env, omit=model.omit),
+        endpoint=chat.endpoint(
+            asked.source, model.base_url, key_variable=model.api_key_env, omit=model.omit, timeout_s=model.timeout_s
+        ),
         out=asked.out,
         label=model.label,
         shots=model.shots,

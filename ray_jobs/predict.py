@@ -2,8 +2,10 @@
 
     records -> Ray actors (each with a whole model and a share of them) -> predictions.jsonl + .meta.json
 
-An actor sends answers as it finishes them, each is written at once, and what is written is never computed again:
-neither after a kill of this process nor after the death of an actor.
+An actor writes the answers of a step into its journal beside the output (`evaluation.answer_journal`) before it begins
+the next step, and sends those of a moment together. What an actor has finished is never computed again: neither after a
+kill of this process nor after the death of the actor, whose journal is read then. On a node that does not see the
+output's folder there is no journal; answers are then sent with every step, and those on their way can be lost.
 
 The same schema serves our model, a base model with k shots and an API model, so `score` and `compare` ask no questions.
 """
@@ -16,21 +18,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import ray
 from tqdm import tqdm
 
 import tasks
-from evaluation import prediction_file
+from evaluation import answer_journal, jsonl, prediction_file
 from fulltune import device, engines, model
 from fulltune.config import ModelConfig, PromptStyle
 from tasks.base import Record, Task, UserError
 from tasks.shots import pick
 from tasks.sources import load
 
+if TYPE_CHECKING:
+    from fulltune.generate import Answer
+
 RESTARTS = 2  # of each actor
-MOMENT_S = 0.2  # how long an actor keeps a finished answer: sending each alone would cost more than a tiny model
+MOMENT_S = 0.2  # how long an actor with a journal gathers answers: sending each step's would slow a tiny model down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,7 @@ class Request:
         task: name or path of the task; `task_options` its settings.
         model: a folder or hub id.
         prompt: None for the natural one where the model is not tuned on the task, else the structured one.
+        max_new_tokens: of an answer; None for the task's own limit.
         engine: one of `fulltune.engines`.
         batch_tokens: of the keys and values that a worker holds at once, answers included.
         workers: actors, each holding a whole model.
@@ -57,6 +63,7 @@ class Request:
     prompt: PromptStyle
     shots: int = 0
     limit: int | None = None
+    max_new_tokens: int | None = None
     revision: str | None = None
     task_options: tuple[tuple[str, Any], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
@@ -72,8 +79,9 @@ class Request:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the answers; predictions made under another identity are not continued."""
-        wanted = ("task", "split", "source", "model", "revision", "prompt", "shots", "task_options", "columns")
-        return {name: getattr(self, name) for name in wanted} | {"engine": engines.family(self.engine)}
+        wanted = ("task", "split", "source", "model", "revision", "prompt", "shots", "max_new_tokens")
+        options = ("task_options", "columns")
+        return {name: getattr(self, name) for name in wanted + options} | {"engine": engines.family(self.engine)}
 
 
 def predict(request: Request, *, say: Callable[[str], None]) -> Path:
@@ -95,8 +103,9 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     if missing:
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
         with cluster.connected():
-            _run(request, task, folder, missing, shots)
+            _run(request, folder, missing, shots)
     prediction_file.finish(request.out, [record.id for record in records])
+    answer_journal.clear(request.out)
     return request.out
 
 
@@ -126,37 +135,51 @@ def model_folder(request: Request) -> Path:
 
 
 def _continue(request: Request, task: Task, folder: Path) -> set[str]:
-    """Ids already answered; predictions of another identity are refused, or make room where the request says so."""
+    """Ids already answered, those in the journals of a killed run included.
+
+    Predictions of another identity are refused, or make room where the request says so.
+    """
     weights = max((file.stat().st_mtime_ns for file in folder.glob("*.safetensors")), default=0)
     identity = json.loads(
         json.dumps(request.identity | {"task_version": task.version, "weights": weights}, default=str)
     )
     before = prediction_file.read_meta(request.out)
-    if before.get("identity") != identity and request.replace:
+    if request.replace and prediction_file.differing(before, identity):
         request.out.unlink(missing_ok=True)
         before = {}
-    done = prediction_file.answered(request.out, identity)
+    done = set(prediction_file.answered(request.out, identity))
+    answer_journal.begin(request.out)
+    if request.out.exists():  # a file that the user has deleted stays deleted
+        left = [row for row in answer_journal.take_all(request.out) if row["id"] not in done]
+        with request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            _append(file, left)
+        done |= {row["id"] for row in left}
+    answer_journal.clear(request.out, keep_token=True)
     names = ("label", "task", "split", "source", "shots", "prompt", "model", "role", "engine")
     facts = {name: getattr(request, name) for name in names}
+    facts |= {"max_new_tokens": request.max_new_tokens or task.max_new_tokens}
     spent = {"seconds": before.get("seconds", 0.0), "workers": before.get("workers", request.workers)}
     prediction_file.write_meta(request.out, facts | spent | {"identity": identity})
-    return set(done)
+    return done
 
 
-def _run(request: Request, task: Task, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
+def _append(file: IO[str], rows: Sequence[dict[str, Any]]) -> None:
+    file.write("".join(f"{jsonl.dump(row)}\n" for row in rows))
+    file.flush()
+
+
+def _run(request: Request, folder: Path, missing: Sequence[Record], shots: Sequence[Record]) -> None:
     started = time.perf_counter()
     before = prediction_file.read_meta(request.out)
     pool = _Pool(request, folder, list(shots))
     try:
         with (
-            request.out.open("a", encoding="utf-8") as file,
+            request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
             tqdm(total=len(missing), unit="answer", disable=not sys.stderr.isatty(), leave=False) as bar,
         ):
-            for answers in pool.answers(missing):
-                for answer in answers:
-                    file.write(json.dumps(_line(answer, request, task), ensure_ascii=False) + "\n")
-                file.flush()
-                bar.update(len(answers))
+            for rows in pool.answers(missing):
+                _append(file, rows)
+                bar.update(len(rows))
     finally:
         pool.close()
         facts = {"batching": pool.batching} if pool.batching else {}
@@ -173,17 +196,17 @@ def _spent(before: dict[str, Any], seconds: float, workers: int) -> dict[str, fl
     return {"seconds": round(total, 2), "workers": round(mean, 3)}
 
 
-def _line(answer: dict[str, Any], request: Request, task: Task) -> dict[str, Any]:
-    line = {"id": answer["id"], "completion": answer.pop("text"), "model": request.label}
-    return line | answer | {"task_version": task.version}
-
-
 @dataclass(slots=True)
 class _Share:
-    """The records of one actor, less those that it has answered."""
+    """The records of one actor, less those that it has answered, and where its journal is."""
 
     actor: Any
     open: dict[str, Record]
+    journal: answer_journal.Place
+
+    def fresh(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the rows that have not come before; they are no longer open."""
+        return [row for row in rows if self.open.pop(row["id"], None) is not None]
 
 
 @dataclass(slots=True)
@@ -199,7 +222,7 @@ class _Pool:
     lives: int = 0
 
     def answers(self, missing: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
-        """Answers as the actors finish them."""
+        """Lines of the predictions file, as the actors finish them."""
         self.workers = min(self.request.workers, self._room(), len(missing))
         self.lives = RESTARTS * self.workers
         actors = [self._actor() for _ in range(self.workers)]
@@ -211,16 +234,13 @@ class _Pool:
             stream: Any = ready[0]  # a stream of references, which `ray.wait` is typed to return as a reference
             share = self.shares[stream]
             try:
-                answers = ray.get(next(stream))
+                yield share.fresh(ray.get(next(stream)))
             except StopIteration:
                 ray.kill(self.shares.pop(stream).actor)
-                continue
             except ray.exceptions.RayActorError:
-                self._replace(stream)
-                continue
-            for answer in answers:
-                del share.open[answer["id"]]
-            yield answers
+                del self.shares[stream]
+                yield share.fresh(answer_journal.take(share.journal.path))
+                self._replace(share)
 
     def close(self) -> None:
         """Ends the actors that are left."""
@@ -231,11 +251,11 @@ class _Pool:
     def _start(self, actor: Any, records: Sequence[Record]) -> None:
         # an actor outlives a killed driver by seconds: it goes on only when its last answers have been taken
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-        stream = actor.answers.options(**options).remote(list(records), self.shots)
-        self.shares[stream] = _Share(actor, {record.id: record for record in records})
+        journal = answer_journal.place(self.request.out)
+        stream = actor.answers.options(**options).remote(list(records), self.shots, journal)
+        self.shares[stream] = _Share(actor, {record.id: record for record in records}, journal)
 
-    def _replace(self, stream: Any) -> None:
-        share = self.shares.pop(stream)
+    def _replace(self, share: _Share) -> None:
         if not self.lives:
             raise RuntimeError(f"{self.request.label}: predicting actors died {RESTARTS * self.workers + 1} times")
         self.lives -= 1
@@ -279,16 +299,28 @@ class Predictor:
         """How the engine batches."""
         return self._engine.batching
 
-    def answers(self, records: list[Record], shots: list[Record]) -> Iterator[list[dict[str, Any]]]:
-        """Answers to all records as they are finished, those of a moment together."""
+    def answers(
+        self, records: list[Record], shots: list[Record], place: answer_journal.Place
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Lines of the predictions file: journalled with the step that finishes them, sent by the moment."""
         prompts = [self._engine.prompt(record, shots) for record in records]
-        limits = {"max_new_tokens": self._task.max_new_tokens, "batch_tokens": self._request.batch_tokens}
+        limit = self._request.max_new_tokens or self._task.max_new_tokens
+        limits = {"max_new_tokens": limit, "batch_tokens": self._request.batch_tokens}
+        journal = answer_journal.open_here(place)
         finished: list[dict[str, Any]] = []
         sent = time.monotonic()
-        for answer in self._engine.answers(prompts, **limits):
-            finished.append(asdict(answer))
-            if time.monotonic() - sent >= MOMENT_S:
+        for answers in self._engine.answers(prompts, **limits):
+            rows = [self._row(answer) for answer in answers]
+            if journal is not None:
+                journal.write(rows)
+            finished += rows
+            if journal is None or time.monotonic() - sent >= MOMENT_S:
                 yield finished
                 finished, sent = [], time.monotonic()
         if finished:
             yield finished
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        found = asdict(answer)
+        head = {"id": answer.id, "completion": found.pop("text"), "model": self._request.label}
+        return head | found | {"task_version": self._task.version}

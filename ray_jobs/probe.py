@@ -19,7 +19,7 @@ import tasks
 from evaluation.predictions import read_predictions
 from evaluation.probe import Verdict, judge
 from evaluation.score import score
-from fulltune import device
+from fulltune import device, engines
 from ray_jobs import cluster, predict
 from ray_jobs.predict import Request
 from tasks.base import Record, Task
@@ -43,7 +43,11 @@ def probe(base: Request, out: Path, *, shots: Sequence[int] = SHOTS, say: Callab
     Args:
         base: the request without shots; its `out` and `label` are set here.
         out: folder for the predictions and probe.json.
+
+    Raises:
+        UserError: the engine is not installed.
     """
+    engines.check(base.engine)
     task = tasks.get(base.task, **dict(base.task_options))
     records = load(task, base.split, base.source, columns=dict(base.columns) or None, limit=base.limit)
     curve = []

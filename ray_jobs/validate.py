@@ -134,7 +134,7 @@ def validate_checkpoint(payload: dict[str, Any], folder: str) -> tuple[dict[str,
     records = load_split(run, task, "valid", run.validation.limit, say=lambda _: None)
     prompts = [generator.prompt(record, []) for record in records]
     limits = {"max_new_tokens": task.max_new_tokens, "batch_tokens": run.validation.batch_tokens}
-    answers = list(generator.answers(prompts, **limits))
+    answers = [answer for finished in generator.answers(prompts, **limits) for answer in finished]
     by_id = {a.id: Prediction(id=a.id, completion=a.text, finish_reason=a.finish_reason) for a in answers}
     scores = score(task, records, Predictions(name="validation", by_id=by_id), processes=1)
     means = {name: estimate.mean for name, estimate in scores.metrics.items()}

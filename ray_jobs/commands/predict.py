@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from fulltune import engines
 from ray_jobs.commands import endpoints, recipe
 from tasks.base import UserError
 
@@ -23,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", choices=("structured", "natural", "chat"), help="default: structured if the model knows it"
     )
     parser.add_argument("--limit", type=int, help="the first N rows by index")
+    parser.add_argument("--max-new-tokens", type=int, help="of an answer; default: the task's own limit")
     parser.add_argument(
         "--engine",
-        choices=("hf", "hf-static", "hf-paged", "vllm"),
+        choices=engines.NAMES,
         default="hf",
         help="what generates: hf (continuous batches), hf-static, hf-paged (transformers' paged attention), vllm",
     )
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt=arguments.prompt or usual_prompt(arguments.model, task.special_tokens),
         shots=arguments.shots,
         limit=arguments.limit,
+        max_new_tokens=arguments.max_new_tokens,
         engine=arguments.engine,
         batch_tokens=arguments.batch_tokens,
         workers=arguments.workers or gpus or max(1, (os.cpu_count() or 1) // 2),
@@ -69,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_api(arguments: argparse.Namespace) -> int:
     """The same through an API; 1 when some records have no answer yet."""
+    from dataclasses import replace
+
     import tasks
     from evaluation.predict_api import ApiRequest, predict
 
@@ -78,8 +83,9 @@ def _run_api(arguments: argparse.Namespace) -> int:
             wanted="natural: a chat endpoint puts its own template around the prompt",
             fix="leave --prompt out, or predict with the model's folder",
         )
+    task = tasks.get(arguments.task)
     request = ApiRequest(
-        task=tasks.get(arguments.task),
+        task=replace(task, max_new_tokens=arguments.max_new_tokens or task.max_new_tokens),
         split=arguments.split,
         source=arguments.source,
         endpoint=endpoints.endpoint(arguments, arguments.model, arguments.base_url),

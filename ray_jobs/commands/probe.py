@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from fulltune import engines
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Task, model and how many records."""
@@ -17,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=50, help="the first N rows by index (default 50)")
     parser.add_argument("--shots", default="0,1,2,4,8", help="worked examples, comma-separated (default 0,1,2,4,8)")
     parser.add_argument("--out", type=Path, help="folder of the predictions and probe.json; default: probe/<task>")
+    parser.add_argument(
+        "--engine", choices=engines.NAMES, default="hf", help="what generates, as in `fulltune predict` (default hf)"
+    )
     parser.add_argument("--batch-tokens", type=int, default=16384, help="tokens of one batch, answers included")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -44,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         label="0-shot",
         prompt="natural",
         limit=arguments.limit,
+        engine=arguments.engine,
         batch_tokens=arguments.batch_tokens,
         workers=gpus or max(1, (os.cpu_count() or 1) // 2),
         use_gpu=gpus > 0,

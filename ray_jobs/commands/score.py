@@ -38,11 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     with_models = arguments.extractor or arguments.judge
     scores = _score_with_models(task, arguments) if with_models else _score(task, arguments)
     result = scores.as_json()
+    for warning in scores.warnings:
+        recipe.say(f"warning: {warning}")
     if arguments.json:
         print(json.dumps(result))
         return 0
-    for warning in scores.warnings:
-        recipe.say(f"warning: {warning}")
     width = max(len(name) for name in result["metrics"])
     print(f"{result['task']} (version {result['task_version']}), n = {result['n']}, missing {result['missing']}")
     for name, entry in result["metrics"].items():

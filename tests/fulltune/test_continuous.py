@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from transformers import (
@@ -57,9 +59,8 @@ def one_by_one(model, ids, limit=LIMIT):
 
 
 def written(model, prompts, cache_tokens, limit=LIMIT):
-    found = list(
-        continuous.write(model, prompts, limit=limit, ended=lambda new: new[-1] in STOPS, cache_tokens=cache_tokens)
-    )
+    steps = continuous.write(model, prompts, limit=limit, ended=lambda new: new[-1] in STOPS, cache_tokens=cache_tokens)
+    found = list(chain(*steps))
     assert len(found) == len(prompts), "every prompt is answered once"
     return dict(found)
 
@@ -151,5 +152,5 @@ def test_what_slots_cannot_serve_is_told_by_name(llama, monkeypatch):
 
 def test_transformers_paged_batches_write_the_same_tokens(llama):
     prompts = drawn(9)
-    found = dict(paged.write(llama, prompts, STOPS, limit=LIMIT, cache_tokens=400))
+    found = dict(chain(*paged.write(llama, prompts, STOPS, limit=LIMIT, cache_tokens=400)))
     assert found == {name: one_by_one(llama, ids) for name, ids in prompts.items()}

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import sys
 import types
+from itertools import chain
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def folder(tmp_path_factory, tokenizer):
 
 def answered(engine, shots=()):
     prompts = [engine.prompt(record, shots) for record in RECORDS]
-    answers = list(engine.answers(prompts, **LIMITS))
+    answers = list(chain(*engine.answers(prompts, **LIMITS)))
     assert len({answer.id for answer in answers}) == len(answers) == len(RECORDS)
     return {answer.id: answer for answer in answers}
 
@@ -73,7 +74,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(folder, name):
     stop = some.text[10:12]
     task = dataclasses.replace(TASK, baseline_stop=(stop,))
     engine = engines.load(name, folder, task, prompt_style="natural", use_gpu=False)
-    found = {a.id: a for a in engine.answers([engine.prompt(r, ()) for r in RECORDS], **LIMITS)}[some.id]
+    found = answered(engine)[some.id]
     assert found.text == some.text[: some.text.index(stop)]
     assert found.finish_reason == "stop"
     assert found.completion_tokens < some.completion_tokens

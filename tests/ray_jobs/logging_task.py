@@ -1,19 +1,25 @@
 """A task whose answers take time and leave a trace: every one computed gets a line (pid, text) in `computed`.
 
+A Llama model takes a moment longer for every forward, so that a process can be killed at any point of its work.
+
 The file lies beside this one; a copy of this module in a test's own folder keeps runs apart.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaForCausalLM
+
 from tasks.base import Completion, Metric, Record, Score, Segment, Task
 
 ROWS = 60
+FORWARD_S = 0.05
 SPECIAL = ("<START_Q>", "<END_Q>", "<START_A>", "<END_A>")
 
 
@@ -31,8 +37,20 @@ def decode_text(text: str) -> str:
     trace = os.open(Path(__file__).with_name("computed"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(trace, f"{os.getpid()} {text.encode().hex()}\n".encode())
     os.close(trace)
-    time.sleep(0.1)
     return text
+
+
+def _slow(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def slower(*arguments: Any, **named: Any) -> Any:
+        time.sleep(FORWARD_S)
+        return forward(*arguments, **named)
+
+    return slower
+
+
+if not hasattr(LlamaForCausalLM.forward, "__wrapped__"):
+    LlamaForCausalLM.forward = _slow(LlamaForCausalLM.forward)
 
 
 def score(record: Record, completion: Completion) -> Score:

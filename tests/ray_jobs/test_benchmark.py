@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tasks
 from fulltune import tokenizer as tok
-from ray_jobs import benchmark
+from ray_jobs import benchmark, recipes
 from ray_jobs.cli import main
 from tasks.base import UserError
 from tasks.sources import load
@@ -125,3 +125,54 @@ def test_a_local_model_and_an_endpoint_end_in_one_report_and_nothing_is_asked_tw
     assert main(["benchmark", str(path), "--limit", "6", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"viggo"}
     assert len(asked) == 6, "the second run asks nothing"
+
+
+TWO_TASKS = {"tasks": [{"task": "viggo", "max_new_tokens": 7}, {"task": "gsm8k"}]}
+
+
+def questions(found, folder):
+    """The question that each task puts to the first model."""
+    return {
+        part.task: benchmark._Question(found, part, tasks.get(part.task), found.models[0], folder / "p.jsonl", print)
+        for part in found.tasks
+        if part.task in (found.models[0].answers or (part.task,))
+    }
+
+
+def test_a_model_per_task_stands_in_one_row_and_a_run_folder_for_its_export(tmp_path):
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    models = [{"label": "tuned", "prompt": "natural", "model": {"viggo": str(tmp_path / "run"), "gsm8k": "folder"}}]
+    found = benchmark.read(described(tmp_path, **TWO_TASKS, models=models))
+    requests = {name: benchmark._request(asked) for name, asked in questions(found, tmp_path).items()}
+    assert {name: request.model for name, request in requests.items()} == {
+        "viggo": str(tmp_path / "run" / "export"),
+        "gsm8k": "folder",
+    }
+    assert {name: request.max_new_tokens for name, request in requests.items()} == {"viggo": 7, "gsm8k": None}
+    del models[0]["model"]["gsm8k"]
+    assert set(questions(benchmark.read(described(tmp_path, **TWO_TASKS, models=models)), tmp_path)) == {"viggo"}
+
+
+def test_a_model_per_task_names_tasks_of_the_benchmark_and_no_others_beside(tmp_path):
+    models = [{"label": "a", "model": {"sql_create_context": "x"}}]
+    with pytest.raises(UserError, match="sql_create_context"):
+        benchmark.read(described(tmp_path, **TWO_TASKS, models=models))
+    models = [{"label": "a", "model": {"viggo": "x"}, "tasks": ["viggo"]}]
+    with pytest.raises(UserError, match="leave tasks out"):
+        benchmark.read(described(tmp_path, **TWO_TASKS, models=models))
+
+
+@pytest.mark.parametrize("name", recipes.names(recipes.BENCHMARKS))
+def test_every_shipped_benchmark_resolves_and_asks_tasks_that_the_hub_has(name):
+    found = benchmark.read(recipes.path(name, recipes.BENCHMARKS))
+    assert found.name == name
+    for part in found.tasks:
+        task = tasks.get(part.task, **part.options)
+        assert task.hub is not None
+        assert part.limit is None or part.limit >= 200
+        assert 0 < (part.max_new_tokens or task.max_new_tokens) <= task.max_new_tokens
+
+
+def test_an_unknown_benchmark_names_the_nearest(capsys):
+    assert main(["benchmark", "smolm2_135m"]) == 2
+    assert "did you mean 'smollm2_135m'" in capsys.readouterr().err

@@ -128,3 +128,20 @@ def test_score_prints_one_json_object(capsys, tmp_path):
     assert result["n"] == 2
     assert result["metrics"]["exact"]["mean"] == 0.5
     assert result["errors"] == {"not_a_function": 1}
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_score_says_each_warning_once_and_counts_what_it_is_about(capsys, tmp_path, as_json):
+    references, predictions = tmp_path / "test.csv", tmp_path / "predictions.jsonl"
+    references.write_text('mr,ref\n"inform(name[Dusk])","Dusk is a game."\n')
+    rows = [{"id": "viggo-test-0", "completion": "inform(na", "finish_reason": "length"}] * 2
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "other", "completion": "x"}]))
+    command = ["score", "--task", "viggo", "--references", str(references), "--predictions", str(predictions)]
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", *command, *as_json], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("repeat an id") == 1
+    assert done.stderr.count("not in the references") == 1
+    if as_json:
+        found = json.loads(done.stdout)
+        assert (found["duplicates"], found["unknown"], found["truncated"], found["missing"]) == (1, 1, 1, 0)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import tasks
+from evaluation import answer_journal, prediction_file
 from ray_jobs import predict
 from tasks.base import UserError
 from tasks.sources import load
@@ -98,3 +99,38 @@ def test_another_engine_goes_on_only_where_it_writes_the_same_tokens(request_for
     assert predict._continue(make(engine="hf-static"), TASK, folder) == {"a"}
     with pytest.raises(UserError, match="engine"):
         predict._continue(make(engine="vllm"), TASK, folder)
+
+
+def test_answers_in_the_journals_of_a_killed_run_are_not_asked_again(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    journal = answer_journal.open_here(answer_journal.place(make().out))
+    journal.write([{"id": "a", "completion": "x"}, {"id": "b", "completion": "y"}])
+    journal.close()
+    assert predict._continue(make(), TASK, folder) == {"a", "b"}
+    lines = [json.loads(line) for line in make().out.read_text().splitlines()]
+    assert lines == [{"id": "a", "completion": "x"}, {"id": "b", "completion": "y"}]
+    assert predict._continue(make(), TASK, folder) == {"a", "b"}
+    assert len(make().out.read_text().splitlines()) == 2, "a journal is taken once"
+
+
+def test_journals_beside_a_file_that_was_deleted_are_dropped(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    journal = answer_journal.open_here(answer_journal.place(make().out))
+    journal.write([{"id": "b", "completion": "y"}])
+    journal.close()
+    make().out.unlink()
+    assert predict._continue(make(), TASK, folder) == set()
+    assert answer_journal.take_all(make().out) == []
+
+
+def test_another_limit_of_tokens_is_another_setting_and_older_files_had_the_tasks_own(request_for):
+    make, folder = request_for
+    begin(make(), folder, ["a"])
+    facts = prediction_file.read_meta(make().out)
+    facts["identity"].pop("max_new_tokens")
+    prediction_file.write_meta(make().out, facts)
+    assert predict._continue(make(), TASK, folder) == {"a"}
+    with pytest.raises(UserError, match="max_new_tokens"):
+        predict._continue(make(max_new_tokens=7), TASK, folder)
