@@ -101,7 +101,11 @@ def main() -> None:
     draw, results = random.Random(options.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.configs.split(","):
-            results.append(campaign(Path(folder), name, options.kills, draw))
+            try:
+                results.append(campaign(Path(folder), name, options.kills, draw))
+            except (RuntimeError, TimeoutError) as error:
+                logs = [file.read_text(errors="replace")[-3000:] for file in sorted(Path(folder).glob(f"{name}-*.log"))]
+                raise SystemExit(f"{name}: {error}\n" + "\n".join(logs)) from None
     print(json.dumps({"runs": results}))
     sys.exit(int(any(result["outcome"] != "same" for result in results)))
 
