@@ -307,18 +307,22 @@ class Predictor:
         limit = self._request.max_new_tokens or self._task.max_new_tokens
         limits = {"max_new_tokens": limit, "batch_tokens": self._request.batch_tokens}
         journal = answer_journal.open_here(place)
-        finished: list[dict[str, Any]] = []
-        sent = time.monotonic()
-        for answers in self._engine.answers(prompts, **limits):
-            rows = [self._row(answer) for answer in answers]
-            if journal is not None:
-                journal.write(rows)
-            finished += rows
-            if journal is None or time.monotonic() - sent >= MOMENT_S:
+        try:
+            finished: list[dict[str, Any]] = []
+            sent = time.monotonic()
+            for answers in self._engine.answers(prompts, **limits):
+                rows = [self._row(answer) for answer in answers]
+                if journal is not None:
+                    journal.write(rows)
+                finished += rows
+                if journal is None or time.monotonic() - sent >= MOMENT_S:
+                    yield finished
+                    finished, sent = [], time.monotonic()
+            if finished:
                 yield finished
-                finished, sent = [], time.monotonic()
-        if finished:
-            yield finished
+        finally:
+            if journal is not None:
+                journal.close()
 
     def _row(self, answer: Answer) -> dict[str, Any]:
         found = asdict(answer)

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from tasks.base import Completion, Metric, Record, Score, Segment, Task
 
 ROWS = 60
-FORWARD_S = 0.05
+FORWARD_S = 0.15  # an actor outlives its killed driver by seconds, and must not be done by then
 SPECIAL = ("<START_Q>", "<END_Q>", "<START_A>", "<END_A>")
 
 
@@ -46,10 +46,11 @@ def _slow(forward: Any) -> Any:
         time.sleep(FORWARD_S)
         return forward(*arguments, **named)
 
+    slower.slowed = True
     return slower
 
 
-if not hasattr(LlamaForCausalLM.forward, "__wrapped__"):
+if not hasattr(LlamaForCausalLM.forward, "slowed"):  # the task's module may be loaded more than once
     LlamaForCausalLM.forward = _slow(LlamaForCausalLM.forward)
 
 

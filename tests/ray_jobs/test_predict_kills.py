@@ -185,7 +185,8 @@ def test_no_finished_completion_is_computed_again_whoever_is_killed(tmp_path, st
     after = finish(process, tmp_path)
     times, actors = computed(tmp_path)
     assert times == Counter(after.values()), "computed again, or lost"
-    assert len(actors) == len(victims) + 1, "every kill hit an actor at work, or its driver"
+    # an actor outlives its driver by seconds: after the last kill there may be nothing left to compute
+    assert len(actors) >= len(victims), "the kills hit actors at work, or their driver"
     assert "answered before" in (tmp_path / "log").read_text()
     assert not (tmp_path / ".p.answers").exists()
     meta = json.loads((tmp_path / "p.meta.json").read_text())
