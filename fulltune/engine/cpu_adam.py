@@ -3,7 +3,8 @@
 The op keeps beta1**t and beta2**t of its bias correction in C++, as a float32 product that grows by a factor with every
 step. After loading a checkpoint it sees a step that does not follow its own and takes `pow` instead, which often rounds
 to another last bit (beta2 = 0.999: at steps 3, 6, and from 19 on). The weights then differ by about 1e-7 from those of
-a run that was never interrupted. Read in DeepSpeed 0.19.8, `csrc/includes/cpu_adam.h`; found by `benchmarks.kill_campaign`.
+a run that was never interrupted. Read in DeepSpeed 0.19.8, `csrc/includes/cpu_adam.h`; found by
+`benchmarks.kill_campaign`.
 """
 
 from __future__ import annotations
