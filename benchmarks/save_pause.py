@@ -59,10 +59,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     dist.init_process_group("gloo")
     prebuild.attach()
-    engine, model, table = build(folder, options)
+    engine, model, table, resolved = build(folder, options)
     batch = batches.collate(table, range(4))
     workers = comm.Workers()
-    take = partial(state.take, engine, model, workers)
+    loader = batches.StepPlanner(table, resolved.train, resolved.data.packing)
+    take = partial(state.take, engine, loader, model, workers)
     savers = {way: Saver(folder / way, workers, 1, way == "beside", print) for way in WAYS[1:]}
     paused: dict[str, list[float]] = {way: [] for way in WAYS}
     after: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -93,8 +94,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def build(folder: Path, options: argparse.Namespace) -> tuple[Any, Path, Any]:
-    """A random Llama in DeepSpeed, its folder, and a few tokenised rows."""
+def build(folder: Path, options: argparse.Namespace) -> tuple[Any, Path, Any, Any]:
+    """A random Llama in DeepSpeed, its folder, a few tokenised rows, and the configuration."""
     import tasks
     from benchmarks.kill_campaign import RUN
     from fulltune import config, data
@@ -113,7 +114,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Any, Path, Any]:
     texts = ["".join(segment.text for segment in task.render(record)) for record in records]
     start = models.prepare(resolved.model, task, texts, seed=1, cache=folder)
     table = data.prepare(task, records, tok.load(str(start)), resolved.data, split="train", cache=folder)
-    return engines.build(resolved, start, num_workers=1), start, data.TokenTable(table.folder)
+    return engines.build(resolved, start, num_workers=1), start, data.TokenTable(table.folder), resolved
 
 
 def step(engine: Any, batch: Any) -> None:

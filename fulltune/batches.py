@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ class Loader(Protocol):
     def load(self, indices: Sequence[int]) -> MicroBatch:
         """The tensors of one of its micro-batches."""
 
-    def ids(self, indices: Sequence[int]) -> list[str]:
-        """The records behind the example indices of the step planned last."""
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Names of all workers' records in the step planned last; all workers call it."""
 
     def outlook(self, number: int) -> dict[str, int]:
         """What workers must agree on before step `number`."""
@@ -131,9 +131,9 @@ class StepPlanner:
         """The tensors of a micro-batch of a step."""
         return collate(self.table, indices)
 
-    def ids(self, indices: Sequence[int]) -> list[str]:
-        """The records behind example indices."""
-        return [self.table[i].id for i in indices]
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The records behind example indices, by id and by row of the prepared data."""
+        return [{"id": self.table[i].id, "row": int(i)} for i in indices]
 
     def outlook(self, number: int) -> dict[str, int]:
         """What workers must agree on before step `number`, or they would wait for each other for ever."""

@@ -162,11 +162,15 @@ def _problems(path: Path, *, share: Callable[[int], bool]) -> list[str]:
 
 
 def _file_problem(file: Path, relative: str, entry: Mapping[str, Any]) -> str | None:
-    if not file.exists():
+    try:
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            return f"{relative} has {size} bytes, wanted {entry['bytes']}"
+        return None if sha256(file) == entry["sha256"] else f"{relative} differs from what was written (SHA-256)"
+    except FileNotFoundError:
         return f"{relative} is missing"
-    if file.stat().st_size != entry["bytes"]:
-        return f"{relative} has {file.stat().st_size} bytes, wanted {entry['bytes']}"
-    return None if sha256(file) == entry["sha256"] else f"{relative} differs from what was written (SHA-256)"
+    except OSError as error:  # a bad sector, a server that does not answer for this file: an older one may be whole
+        return f"{relative} cannot be read: {error.strerror}"
 
 
 def sha256(file: Path) -> str:

@@ -8,12 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from tasks.base import UserError
+
 Say = Callable[[str], None]  # prints a line for the user
+T = TypeVar("T")
+
+
+class Gathers(Protocol):
+    """What can ask all workers for a value (`Workers`; `fulltune.checkpoint.Peers`)."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in rank order."""
+
+
+def agreed(workers: Gathers, function: Callable[[], T]) -> list[T]:
+    """Every worker's result of `function`; all call it.
+
+    Raises:
+        UserError: on all workers, where it was raised on one: the others would wait for that one till a time-out.
+    """
+    value: T | UserError
+    try:
+        value = function()
+    except UserError as error:
+        value = error
+    values = workers.gather(value)
+    for one in values:
+        if isinstance(one, UserError):
+            raise one
+    return values
 
 
 class Disagreement(RuntimeError):

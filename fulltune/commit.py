@@ -92,13 +92,15 @@ def publish_derived(stage: Path, final: Path, *, origin: str, files: Sequence[Pa
 
 
 def publish_copy(root: Path, stage: Path, step: int, *, best: Mapping[str, Any]) -> None:
-    """Commits a verified copy of a checkpoint, manifest included, into a run folder that has no other."""
+    """Commits a verified copy of a checkpoint, manifest included, into a run folder that has no other.
+
+    The pointer goes first: a crash before the rename leaves one that leads nowhere, which is never taken for a start.
+    """
     for path in stage.rglob("*"):
         if path.is_file():
             _flush_and_hash(path)
-    _write_atomically(root / POINTER, json.dumps({"step": 0}))
-    _rename(stage, root / name(step))
     _write_atomically(root / POINTER, json.dumps({"step": step} | dict(best)))
+    _rename(stage, root / name(step))
 
 
 def sync_folder(folder: Path) -> None:

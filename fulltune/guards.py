@@ -11,10 +11,10 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 SETTINGS = frozenset({"on_nonfinite", "max_skips", "on_loss_spike", "spike_window", "spike_threshold"})
 MIN_LOSSES = 10  # so many must be known before one can be called unusual
@@ -30,9 +30,14 @@ class SpikeWatch:
     Both ignore a few outliers, so that one spike does not hide the next; a curve that falls never triggers.
     """
 
-    def __init__(self, window: int, threshold: float) -> None:
-        self._losses: deque[float] = deque(maxlen=window)
+    def __init__(self, window: int, threshold: float, losses: Iterable[float] = ()) -> None:
+        self._losses: deque[float] = deque(losses, maxlen=window)
         self._threshold = threshold
+
+    @property
+    def losses(self) -> list[float]:
+        """The latest ones, oldest first: what a resumed run has to know to judge as the uninterrupted one."""
+        return list(self._losses)
 
     def usual(self, loss: float) -> float | None:
         """The median of the window if `loss` is a spike, else None; takes `loss` into the window."""
@@ -58,11 +63,12 @@ class Fault(Protocol):
     def example_indices(self) -> Sequence[int]: ...
 
 
-def write_fault(run: Path, fault: Fault, ids: Sequence[str]) -> Path:
+def write_fault(run: Path, fault: Fault, examples: Sequence[Mapping[str, Any]]) -> Path:
     """Leaves `nonfinite-<step>.json` in the run folder: what was not finite, and the records that the step held."""
-    examples = [{"id": name, "row": row} for name, row in zip(ids, fault.example_indices, strict=True)]
     file = run / f"nonfinite-{fault.step}.json"
-    file.write_text(json.dumps({"step": fault.step, fault.what: str(fault.value), "examples": examples}, indent=1))
+    file.write_text(
+        json.dumps({"step": fault.step, fault.what: str(fault.value), "examples": list(examples)}, indent=1)
+    )
     return file
 
 

@@ -5,12 +5,12 @@ Stands between the training loop, which yields events, and the log; `fulltune.se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fulltune import guards
-from fulltune.batches import Loader
 from fulltune.metrics import MetricsLog
 from fulltune.train import Event, NonFinite, Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Watch
@@ -26,13 +26,16 @@ class Journal:
     """
 
     run: Path
-    loader: Loader
     log: MetricsLog
     watch: Watch | None
     tell: Callable[[str], None]
 
-    def note(self, event: Event) -> None:
-        """One event of the loop, and the validations that have come in meanwhile."""
+    def note(self, event: Event, examples: Sequence[Mapping[str, Any]]) -> None:
+        """One event of the loop, and the validations that have come in meanwhile.
+
+        Args:
+            examples: the records of a step that was skipped.
+        """
         match event:
             case StepDone():
                 self.log.step(event)
@@ -40,13 +43,13 @@ class Journal:
                     self.log.outcome(outcome)
             case Skipped():
                 self.log.skipped(event)
-                self.fault(event)
+                self.fault(event, examples)
             case Spiked():
                 self.log.spiked(event)
             case Validated():
                 self.log.validated(event)
 
-    def fault(self, fault: Skipped | NonFinite) -> None:
+    def fault(self, fault: Skipped | NonFinite, examples: Sequence[Mapping[str, Any]]) -> None:
         """Which records a step held whose loss or gradient is not finite."""
-        file = guards.write_fault(self.run, fault, self.loader.ids(fault.example_indices))
+        file = guards.write_fault(self.run, fault, examples)
         self.tell(f"{fault.what} {fault.value} at step {fault.step}; its records are listed in {file}")

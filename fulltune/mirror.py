@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from fulltune import commit
 from fulltune.checkpoint import MANIFEST, POINTER, Peers, damage, name, published
+from fulltune.comm import agreed
 from tasks.base import UserError
 
 CHUNK = 2**24
@@ -43,7 +44,12 @@ class Mirror:
             self._upload(file, f"{self.base}/{name(step)}/{file.relative_to(folder)}")
 
     def publish(self, root: Path, step: int) -> None:
-        """Worker 0, when all files are there: the manifest, the pointer, and then what the run folder dropped goes."""
+        """Worker 0, when all files are there: the manifest, the pointer, and then what the run folder dropped goes.
+
+        Raises:
+            OSError: the store refuses, or lacks a file of some worker: without its manifest the copy does not exist.
+        """
+        self._refuse_incomplete(root / name(step), f"{self.base}/{name(step)}")
         self._upload(root / name(step) / MANIFEST, f"{self.base}/{name(step)}/{MANIFEST}")
         self._upload(root / POINTER, f"{self.base}/{POINTER}")
         kept = {name(step) for step in published(root)}
@@ -57,7 +63,7 @@ class Mirror:
         Raises:
             UserError: checkpoints lie on the store but no pointer, or none of them is whole.
         """
-        wanted = peers.gather(self._wanted(root) if peers.rank == 0 else None)[0]
+        wanted = agreed(peers, lambda: self._wanted(root) if peers.rank == 0 else [])[0]
         for step in wanted:
             if self._download(root, step, peers, say):
                 return
@@ -69,8 +75,11 @@ class Mirror:
             )
 
     def _wanted(self, root: Path) -> list[int]:
-        """Steps to try, newest first; none where the run folder has its own or nothing was ever uploaded."""
-        if (root / POINTER).exists() or published(root):
+        """Steps to try, newest first; none where the run folder has its own or nothing was ever uploaded.
+
+        A pointer alone is not its own: a restore that was cut off leaves one, and so does whoever deletes checkpoints.
+        """
+        if published(root):
             return []
         infos = self.store.get_file_info(fs.FileSelector(self.base, allow_not_found=True, recursive=True))
         ends = [info.path.split("/")[-2] for info in infos if info.base_name == MANIFEST]
@@ -107,6 +116,13 @@ class Mirror:
             commit.publish_copy(root, stage, step, best=self._best(step))
         peers.barrier()
         return not problems
+
+    def _refuse_incomplete(self, folder: Path, remote: str) -> None:
+        sizes = {path: entry["bytes"] for path, entry in json.loads((folder / MANIFEST).read_text())["files"].items()}
+        infos = self.store.get_file_info([f"{remote}/{path}" for path in sizes])
+        lacking = [path for (path, size), info in zip(sizes.items(), infos, strict=True) if info.size != size]
+        if lacking:
+            raise OSError(f"{len(lacking)} of {len(sizes)} files are not whole in {remote}, first {lacking[0]}")
 
     def _best(self, step: int) -> dict[str, Any]:
         """The pointer's word on the best checkpoint, where that is the one that comes back."""

@@ -46,6 +46,8 @@ class _Job:
     stage: Path
     shard: Shard
     meta: Mapping[str, Any]
+    uploads: bool
+    not_uploaded: str | None = None
     done: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -60,7 +62,8 @@ class Saver:
         beside: write in a thread; otherwise `save` returns when the checkpoint is published.
         say: prints a line for the user.
         protect: steps that stay whatever their age, asked on worker 0 after publishing.
-        mirror: where every checkpoint is uploaded to as well, before it counts as saved.
+        mirror: where every checkpoint is uploaded to as well. An upload that fails costs the copy, with a message: the
+            checkpoint is safe in `root`, and the next save uploads again.
     """
 
     root: Path
@@ -87,14 +90,14 @@ class Saver:
             RuntimeError: the former save failed on a worker.
         """
         self.wait()
-        stage = self._open(step)
+        stage, uploads = self._open(step)
         shard = take(stage / f".scratch-{self.peers.rank}")
         sizes, lasts = zip(*self.peers.gather((shard.bytes, last)), strict=True)
         free = self.peers.gather(commit.free_bytes(self.root) if self.peers.rank == 0 else 0)[0]
         if free < sum(sizes) + MARGIN:
             self._leave_out(step, stage, sum(sizes) + MARGIN, free, last=any(lasts))
             return
-        self._job = _Job(step, stage, shard, meta)
+        self._job = _Job(step, stage, shard, meta, uploads)
         threading.Thread(target=self._write, args=(self._job,), daemon=True, name=f"save step {step}").start()
         if not self.beside:
             self.wait()
@@ -114,13 +117,14 @@ class Saver:
         if job is None:
             return
         while True:
-            states = self.peers.gather((job.done.is_set(), _described(job.error)))
-            failures = [(rank, error) for rank, (_, error) in enumerate(states) if error is not None]
-            if failures or all(done for done, _ in states):
+            states = self.peers.gather((job.done.is_set(), _described(job.error), job.not_uploaded))
+            failures = [(rank, error) for rank, (_, error, _) in enumerate(states) if error is not None]
+            if failures or all(done for done, _, _ in states):
                 break
             job.done.wait(POLL_S)
         if failures:
             self._give_up(job, *failures[0])
+        self._tell_of_uploads(job.step, {rank: why for rank, (_, _, why) in enumerate(states) if why is not None})
 
     def settle(self) -> None:
         """When the training failed: lets the save under way end if it soon can. Other workers are not asked."""
@@ -138,15 +142,32 @@ class Saver:
             raise UserError(*error)
         raise RuntimeError(f"worker {rank} could not save step {job.step}: {error}") from job.error
 
-    def _open(self, step: int) -> Path:
-        """The stage folder, the same for all workers, made by worker 0."""
-        label = f"{name(step)}-{uuid.uuid4().hex[:8]}"
+    def _open(self, step: int) -> tuple[Path, bool]:
+        """The stage folder, the same for all workers, made by worker 0; and whether the store takes uploads."""
+        label, refused = f"{name(step)}-{uuid.uuid4().hex[:8]}", None
         if self.peers.rank == 0:
             commit.open_stage(self.root, label)
+            refused = self._cleared(step)
+        label, refused = self.peers.gather((label, refused))[0]
+        if refused is not None:
+            self._tell_of_uploads(step, {0: refused})
+        return self.root / f"{commit.STAGE}{label}", self.mirror is not None and refused is None
+
+    def _cleared(self, step: int) -> str | None:
+        """Makes room for the step's name on the store; the error's text if that cannot be done."""
+        try:
             if self.mirror is not None:
                 self.mirror.clear(step)
-        label = self.peers.gather(label)[0]
-        return self.root / f"{commit.STAGE}{label}"
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _tell_of_uploads(self, step: int, refused: Mapping[int, str]) -> None:
+        for rank, why in refused.items():
+            self.say(
+                f"{name(step)} was not uploaded, worker {rank}: {why}; it is safe in {self.root}, and the next save "
+                "uploads again"
+            )
 
     def _leave_out(self, step: int, stage: Path, needed: int, free: int, *, last: bool) -> None:
         if self.peers.rank == 0:
@@ -165,11 +186,11 @@ class Saver:
     def _write(self, job: _Job) -> None:
         try:
             files = job.shard.write(job.stage)
-            if self.mirror is not None:
-                self.mirror.put(job.step, job.stage, files)
+            self._upload(job, lambda mirror: mirror.put(job.step, job.stage, files))
             commit.write_part(job.stage, self.peers.rank, files)
             if self.peers.rank == 0:
                 self._publish(job)
+                self._upload(job, lambda mirror: mirror.publish(self.root, job.step))
         except BaseException as error:  # a thread's error has nobody to go to: the main thread asks for it
             job.error = error
         finally:
@@ -187,8 +208,15 @@ class Saver:
             patience_s=PATIENCE_S,
             abandoned=job.abandoned,
         )
-        if self.mirror is not None:
-            self.mirror.publish(self.root, job.step)
+
+    def _upload(self, job: _Job, what: Callable[[Mirror], None]) -> None:
+        """Does that unless the store has refused this save already; notes why it refuses."""
+        if self.mirror is None or not job.uploads or job.not_uploaded is not None:
+            return
+        try:
+            what(self.mirror)
+        except OSError as error:
+            job.not_uploaded = str(error)
 
 
 def _described(error: BaseException | None) -> tuple[str, str, str] | str | None:

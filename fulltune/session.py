@@ -104,7 +104,8 @@ def _run(
     loader = _loader(config, inputs, workers, engine, stream, tell)
     phases.enter("resuming")
     copies = _mirror(config, inputs, workers, tell)
-    step = _resume(engine, loader, inputs, workers, identity, config.train.seed, tell)
+    step, losses = _resume(engine, loader, inputs, workers, identity, config.train.seed, tell)
+    spikes = guards.SpikeWatch(config.train.spike_window, config.train.spike_threshold, losses)
     workers.agree(loader.outlook(step + 1))
     watch = _watch(config, inputs, workers, keep_to=step)
     saver = _saver(config, inputs, workers, copies, watch, tell)
@@ -112,14 +113,11 @@ def _run(
     def stops() -> bool:
         return (inputs.run / STOP_FILE).exists() or (watch is not None and watch.exhausted())
 
-    def ends(number: int) -> bool:
-        return number == loader.total_steps or stops()
-
     skipped = metrics.skips(inputs.run, until=step)  # before the log is cut back
     journal = None
     if workers.rank == 0:
         log = _log(config, inputs, workers, engine, step, loader.total_steps, began)
-        journal = Journal(inputs.run, loader, log, watch, tell)
+        journal = Journal(inputs.run, log, watch, tell)
     events = fit(
         engine,
         phases.during("step {0}", loader.step),
@@ -136,11 +134,12 @@ def _run(
         stop_requested=lambda: stops() or saver.failed(),
         first_step=step + 1,
         skipped=skipped,
+        watch=spikes,
     )
     with _waited_for(saver):
         take = partial(state.take, engine, loader, inputs.model, workers)
-        save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, ends))
-        last, finished = _consume(events, save, journal, step)
+        save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, spikes))
+        last, finished = _consume(events, save, journal, loader, step)
     finished = finished or _ended_early(config, inputs, workers, watch, last, tell)
     if not finished:
         tell(f"stopped after step {last}; run the same command to go on")
@@ -235,27 +234,33 @@ def _log(
 
 
 def _consume(
-    events: Iterator[Event], save: Callable[[int, float | None], None], journal: Journal | None, step: int
+    events: Iterator[Event],
+    save: Callable[[int, bool, float | None], None],
+    journal: Journal | None,
+    loader: Loader,
+    step: int,
 ) -> tuple[int, bool]:
     """Notes and saves what the loop yields; returns the last step, and whether it was the planned one."""
     valid_loss: float | None = None
     finished = True
     try:
         for event in events:
+            examples = loader.records(event.example_indices) if isinstance(event, Skipped) else []
             if journal is not None:
-                journal.note(event)
+                journal.note(event, examples)
             match event:
                 case StepDone() | Skipped():
                     step, valid_loss = event.step, None
                 case Validated():
                     valid_loss = event.loss
                 case SaveDue():
-                    save(event.step, valid_loss)
+                    save(event.step, event.last, valid_loss)
                 case Stopped():
                     finished = False
     except NonFinite as error:
+        examples = loader.records(error.example_indices)
         if journal is not None:
-            journal.fault(error)
+            journal.fault(error, examples)
         raise
     return step, finished
 
@@ -303,20 +308,20 @@ def _resume(
     wanted: Mapping[str, Any],
     seed: int,
     tell: comm.Say,
-) -> int:
-    """Loads the newest whole checkpoint and returns its step; 0 where there is none.
+) -> tuple[int, list[float]]:
+    """Loads the newest whole checkpoint and returns its step and the latest losses; 0 where there is none.
 
     Raises:
         UserError: the checkpoints in this run folder belong to a run with other data or settings.
     """
     found = checkpoint.latest(inputs.checkpoints, peers=workers, say=tell)
     if found is None:
-        return 0
+        return 0, []
     refuse_other_run(found, wanted)
     state.restore(engine, found, workers, seed=seed, say=tell)
     loader.restore(found.path)
     tell(f"resuming after step {found.step}")
-    return found.step
+    return found.step, found.meta.get("losses", [])
 
 
 def refuse_other_run(found: checkpoint.Found, wanted: Mapping[str, Any]) -> None:
@@ -344,18 +349,19 @@ def _save(
     take: Callable[[Path], state.WorkerState],
     config: RunConfig,
     identity: Mapping[str, Any],
-    ends: Callable[[int], bool],
+    spikes: guards.SpikeWatch,
     step: int,
+    last: bool,
     valid_loss: float | None,
 ) -> None:
     """Saves the state after `step`; a validation loss of this step decides on the best one, unless a metric of the task
 
     does: then the best so far and those that wait for their validation stay.
     """
-    meta: dict[str, Any] = {"fingerprint": identity}
+    meta: dict[str, Any] = {"fingerprint": identity, "losses": spikes.losses}
     if valid_loss is not None and config.checkpoint.keep_best and config.validation.metric is None:
         meta["valid_loss"] = valid_loss
-    saver.save(step, take, meta=meta, last=ends(step))
+    saver.save(step, take, meta=meta, last=last)
 
 
 def _validation(

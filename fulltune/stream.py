@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,9 +144,10 @@ class StreamPlanner:
             return collate_examples([_DUMMY], weight=0.0)
         return collate_examples([self._step[i] for i in indices], weight=1.0)
 
-    def ids(self, indices: Sequence[int]) -> list[str]:
-        """The records behind example indices of the step planned last, as far as this worker has them."""
-        return [self._step[i].id for i in indices]
+    def records(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The records of the step planned last, by id and worker; each has its own, so all workers call it."""
+        mine = [{"id": self._step[i].id, "worker": self._workers.rank} for i in indices]
+        return [record for share in self._workers.gather(mine) for record in share]
 
     def outlook(self, number: int) -> dict[str, int]:
         """Workers of a stream agree on every step by a sum of its own."""

@@ -97,9 +97,10 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class SaveDue:
-    """The caller saves the state as it is after `step`."""
+    """The caller saves the state as it is after `step`; `last` where no step follows in this attempt."""
 
     step: int
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ def fit(
     stop_requested: Callable[[], bool] = lambda: False,
     first_step: int = 1,
     skipped: int = 0,
+    watch: SpikeWatch | None = None,
 ) -> Iterator[Event]:
     """Trains from `first_step` to the schedule's last step and yields what happened.
 
@@ -165,12 +167,13 @@ def fit(
         load: indices -> tensors.
         validate: () -> mean loss and number of supervised tokens of the validation split.
         skipped: steps that the run left out before `first_step`; they count against `train.max_skips`.
+        watch: knows the losses before `first_step`; default: one that knows none.
 
     Raises:
         NonFinite: a loss or gradient norm is not, and `train` says to stop or has no skip left.
     """
     skips_left = train.max_skips - skipped if train.on_nonfinite == "skip" else 0
-    watch = SpikeWatch(train.spike_window, train.spike_threshold)
+    watch = watch or SpikeWatch(train.spike_window, train.spike_threshold)
     for number in range(first_step, schedule.total_steps + 1):
         clock = Stopwatch(engine.device)
         step = plan(number)
@@ -200,8 +203,8 @@ def fit(
             valid_loss, valid_tokens = validate()
             yield Validated(number, valid_loss, valid_tokens)
         if stops or schedule.saves(number):
-            yield SaveDue(number)
-        if stops:
+            yield SaveDue(number, last=bool(stops) or number == schedule.total_steps)
+        if stops and number < schedule.total_steps:
             yield Stopped(number)
             return
 

@@ -96,7 +96,27 @@ def forget_after(run: Path, step: int) -> None:
 
 def pending(run: Path, steps: Sequence[int], every: int, last: int) -> list[int]:
     """Of the published `steps`, those whose validation is due and whose outcome is not known."""
-    return [step for step in steps if (step % every == 0 or step == last) and not file_of(run, step).exists()]
+    return [step for step in steps if (step % every == 0 or step == last) and not _is_known(run, step)]
+
+
+def _is_known(run: Path, step: int) -> bool:
+    """Whether the outcome is of the checkpoint that lies there now; a step taken again is validated again."""
+    manifest = run / checkpoint.FOLDER / checkpoint.name(step) / checkpoint.MANIFEST
+    outcome = _changed(file_of(run, step))
+    return outcome is not None and outcome >= (_changed(manifest) or 0)
+
+
+def _changed(path: Path) -> int | None:
+    """When a file was written, in ns; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def scratch(run: Path, step: int) -> Path:
+    """Where a checkpoint is linked to, and exported, while it is being validated."""
+    return run / FOLDER / f".{checkpoint.name(step)}"
 
 
 def best(outcomes: Sequence[Outcome], metric: str, *, higher_is_better: bool) -> Outcome | None:
@@ -135,13 +155,13 @@ class Watch:
         assert config.every_steps is not None, "checked by the configuration"
         self._run, self._metric, self._patience, self._every = run, config.metric, config.patience, config.every_steps
         self._higher = bool(task.metric(config.metric).higher_is_better)
-        self._known: dict[Path, Outcome] = {}
-        self._told = {outcome.step for outcome in self._outcomes()}
+        self._known: dict[Path, tuple[int, Outcome]] = {}
+        self._told = {(outcome.step, outcome.ended) for outcome in self._outcomes()}
 
     def news(self) -> list[Outcome]:
         """Outcomes that have come in since the last call."""
-        new = [outcome for outcome in self._outcomes() if outcome.step not in self._told]
-        self._told |= {outcome.step for outcome in new}
+        new = [outcome for outcome in self._outcomes() if (outcome.step, outcome.ended) not in self._told]
+        self._told |= {(outcome.step, outcome.ended) for outcome in new}
         return new
 
     def exhausted(self) -> bool:
@@ -151,14 +171,20 @@ class Watch:
         )
 
     def wanted_steps(self) -> list[int]:
-        """Checkpoints that must stay: the best so far, and those that wait for their validation."""
-        winner = best(self._outcomes(), self._metric, higher_is_better=self._higher)
+        """Checkpoints that must stay: the best so far, the one that is being validated, and the next to be.
+
+        Those in between will be recorded as skipped; that of the last step is the newest and stays anyway. What waits
+        is asked before what is known: an outcome that comes in meanwhile is then in one of the two, and not in none.
+        """
         steps = checkpoint.published(self._run / checkpoint.FOLDER)
-        waiting = pending(self._run, steps, self._every, last=max(steps, default=0))
-        return waiting if winner is None else [*waiting, winner.step]
+        waiting = pending(self._run, steps, self._every, last=0)
+        kept = [step for step in waiting if step == waiting[-1] or scratch(self._run, step).exists()]
+        winner = best(self._outcomes(), self._metric, higher_is_better=self._higher)
+        return kept if winner is None else [*kept, winner.step]
 
     def _outcomes(self) -> list[Outcome]:
         for path in files(self._run):
-            if path not in self._known:
-                self._known[path] = _parse(path)
-        return [self._known[path] for path in sorted(self._known)]
+            changed = _changed(path)
+            if changed is not None and self._known.get(path, (None, None))[0] != changed:
+                self._known[path] = changed, _parse(path)
+        return [self._known[path][1] for path in sorted(self._known)]

@@ -23,7 +23,7 @@ import ray
 
 from fulltune import checkpoint, device, validation
 from fulltune.config import RunConfig
-from fulltune.validation import FOLDER, Outcome
+from fulltune.validation import Outcome
 from ray_jobs.prepare import load_split, task_of
 
 POLL_S = 1.0
@@ -36,7 +36,8 @@ def beside(run: RunConfig, total_steps: int, *, say: Callable[[str], None]) -> I
         yield
         return
     done = threading.Event()
-    validator = _Validator(run=run, total_steps=total_steps, done=done, say=say)
+    since = max(checkpoint.published(run.run_dir / checkpoint.FOLDER), default=0)
+    validator = _Validator(run=run, total_steps=total_steps, done=done, say=say, since=since)
     thread = threading.Thread(target=validator.work, daemon=True)
     thread.start()
     try:
@@ -49,27 +50,49 @@ def beside(run: RunConfig, total_steps: int, *, say: Callable[[str], None]) -> I
 
 @dataclass(frozen=True, slots=True)
 class _Validator:
+    """Attributes: `since`, the newest checkpoint when this driver began."""
+
     run: RunConfig
     total_steps: int
     done: threading.Event
     say: Callable[[str], None]
+    since: int
 
     def work(self) -> None:
-        """Until training has ended and nothing is pending."""
-        every = self.run.validation.every_steps
-        assert every is not None, "checked by the configuration"
+        """Until training has ended and nothing is pending; a disk that fails for a moment is tried again."""
         while True:
             ended = self.done.is_set()
-            steps = checkpoint.published(self.run.run_dir / checkpoint.FOLDER)
-            pending = validation.pending(self.run.run_dir, steps, every, self.total_steps)
-            for step in pending[:-1]:
-                self._record(_not_done(step, "skipped", time.time(), "a newer checkpoint was ready first"))
-            if pending:
-                self._record(self._validate(pending[-1]))
-            elif ended:
+            try:
+                if self._takes_newest():
+                    continue
+            except OSError as error:
+                self.say(f"validation: {error}; it is tried again")
+            if ended:
                 return
-            else:
-                self.done.wait(POLL_S)
+            self.done.wait(POLL_S)
+
+    def _takes_newest(self) -> bool:
+        """Validates the newest checkpoint that waits; False if none does."""
+        step = self._next(running=None)
+        if step is None:
+            return False
+        try:
+            self._record(self._validate(step))
+        finally:  # only now: as long as it is there, the checkpoint stays
+            shutil.rmtree(validation.scratch(self.run.run_dir, step), ignore_errors=True)
+        return True
+
+    def _next(self, *, running: int | None) -> int | None:
+        """The newest checkpoint that waits. Older ones, on disk or gone already, are recorded as skipped."""
+        run, every = self.run.run_dir, self.run.validation.every_steps
+        assert every is not None, "checked by the configuration"
+        steps = checkpoint.published(run / checkpoint.FOLDER)
+        waiting = validation.pending(run, steps, every, self.total_steps)
+        gone = {step for step in range(every, max(steps, default=0), every) if step > self.since} - set(steps)
+        unknown = {step for step in gone if not validation.file_of(run, step).exists()}
+        for step in sorted((unknown | set(waiting[:-1])) - {running}):
+            self._record(_not_done(step, "skipped", time.time(), "a newer checkpoint was ready first"))
+        return waiting[-1] if waiting else None
 
     def _record(self, outcome: Outcome) -> None:
         validation.write(self.run.run_dir, outcome)
@@ -80,7 +103,8 @@ class _Validator:
     def _validate(self, step: int) -> Outcome:
         """Runs the Ray task and waits for it, within bounds."""
         started = time.time()
-        linked = self.run.run_dir / FOLDER / f".{checkpoint.name(step)}" / checkpoint.name(step)
+        source = self.run.run_dir / checkpoint.FOLDER / checkpoint.name(step)
+        linked = validation.scratch(self.run.run_dir, step) / checkpoint.name(step)
         settings = self.run.validation
         environment = {"env_vars": device.worker_environment(use_gpu=settings.gpus > 0)}
         reference: Any = None
@@ -88,16 +112,20 @@ class _Validator:
             task: Any = ray.remote(max_calls=1, max_retries=0)(validate_checkpoint).options(
                 num_cpus=settings.cpus, num_gpus=settings.gpus, runtime_env=environment
             )
-            _link(self.run.run_dir / checkpoint.FOLDER / checkpoint.name(step), linked)
+            _link(source, linked)
             reference = task.remote(self.run.model_dump(mode="json"), str(linked))
-            metrics, rows = ray.get(reference, timeout=settings.timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            ray.cancel(reference, force=True)
-            return _not_done(step, "failed", started, f"gave up after validation.timeout_s={settings.timeout_s}")
+            while not ray.wait([reference], timeout=POLL_S)[0]:
+                if time.time() - started > settings.timeout_s:
+                    ray.cancel(reference, force=True)
+                    return _not_done(
+                        step, "failed", started, f"gave up after validation.timeout_s={settings.timeout_s}"
+                    )
+                self._next(running=step)
+            metrics, rows = ray.get(reference)
         except Exception as error:  # whatever a validation dies of, the run goes on
+            if not linked.exists() and not source.exists():
+                return _not_done(step, "skipped", started, "a newer checkpoint was ready first")
             return _not_done(step, "failed", started, _first_line(error))
-        finally:
-            shutil.rmtree(linked.parent, ignore_errors=True)
         return Outcome(step, "done", started, time.time(), n=rows, metrics=metrics)
 
 

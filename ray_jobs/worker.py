@@ -40,7 +40,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     )
     session.write_presence(inputs.run, workers)
     try:
-        attach(config)
+        comm.agreed(workers, lambda: attach(config))
         stream = streaming.share if config.data.loader == "streaming" else None
         with standby.kept(_spares(config, context)):
             result = session.run(config, inputs, workers, say=lambda line: _say(inputs.run, line), stream=stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 
 import pytest
@@ -85,3 +86,20 @@ def test_a_worker_that_never_writes_its_part_is_named(tmp_path):
             tmp_path, stage, step=1, size=2, meta={}, keep_last=1, patience_s=0.1, abandoned=threading.Event()
         )
     assert latest(tmp_path) == (None, [])
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_checkpoint_before_is_used(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    original = checkpoint.sha256
+
+    def failing(file):
+        if file.parent.name == "step-00000002" and file.name == "shard.pt":
+            raise OSError(errno.EIO, "Input/output error")
+        return original(file)
+
+    monkeypatch.setattr(checkpoint, "sha256", failing)
+    step, said = latest(tmp_path)
+    assert step == 1
+    assert "step-00000002 is damaged" in said[0]
+    assert "shard.pt cannot be read: Input/output error" in said[0]

@@ -45,18 +45,10 @@ def test_nothing_is_unusual_before_enough_is_known():
 
 
 def test_the_records_of_a_faulty_step_are_written_by_id(tmp_path):
-    file = guards.write_fault(
-        tmp_path, Skipped(7, "loss", float("nan"), [2, 0]), ["viggo-train-102", "viggo-train-100"]
-    )
+    examples = [{"id": "viggo-train-102", "row": 2}, {"id": "viggo-train-100", "row": 0}]
+    file = guards.write_fault(tmp_path, Skipped(7, "loss", float("nan"), [2, 0]), examples)
     assert file.name == "nonfinite-7.json"
-    assert json.loads(file.read_text()) == {
-        "step": 7,
-        "loss": "nan",
-        "examples": [
-            {"id": "viggo-train-102", "row": 2},
-            {"id": "viggo-train-100", "row": 0},
-        ],
-    }
+    assert json.loads(file.read_text()) == {"step": 7, "loss": "nan", "examples": examples}
 
 
 def failing(error):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from fulltune import checkpoint, comm
+from fulltune import checkpoint, comm, commit
 from fulltune.mirror import Mirror, connect
 from fulltune.saver import Saver
 from tasks.base import UserError
@@ -35,11 +35,11 @@ def mirror(tmp_path):
     return Mirror(Bucket(), str(tmp_path / "bucket" / "run"))
 
 
-def save(root, mirror, *steps, size=2, keep_last=2):
+def save(root, mirror, *steps, size=2, keep_last=2, say=print):
     """A run's saves with that many workers; what each worker raised."""
 
     def work(member):
-        one = Saver(root, member, keep_last, True, print, mirror)
+        one = Saver(root, member, keep_last, True, say, mirror)
         for step in steps:
             shard = helpers.ready(member.rank, content=f"step {step} worker {member.rank}".encode())
             one.save(step, lambda _, shard=shard: shard, meta={}, last=False)
@@ -136,28 +136,71 @@ def test_an_upload_that_was_cut_off_before_the_manifest_does_not_exist(tmp_path,
     assert "step-00000002/manifest.json" in stored(mirror)
 
 
-def test_a_store_that_fails_ends_the_run_and_leaves_the_former_checkpoint(tmp_path, mirror, monkeypatch):
-    root = tmp_path / "run"
+@pytest.mark.parametrize("refusing", ["shard-0.pt", "shard-1.pt", "manifest.json"])
+def test_a_store_that_refuses_costs_the_copy_and_not_the_checkpoint(tmp_path, mirror, monkeypatch, refusing):
+    root, said = tmp_path / "run", []
     save(root, mirror, 1)
+    original = Mirror._upload
 
     def refuse(self, file, path):
-        raise OSError("403 Forbidden")
+        if path.endswith(refusing):
+            raise OSError("503 slow down")
+        original(self, file, path)
 
-    monkeypatch.setattr(Mirror, "_upload", refuse)
-    for error in save(root, mirror, 2):
-        assert isinstance(error, RuntimeError)
-        assert "403 Forbidden" in str(error)
+    with monkeypatch.context() as patched:
+        patched.setattr(Mirror, "_upload", refuse)
+        assert save(root, mirror, 2, say=said.append) == [None, None]
+    assert any("step-00000002 was not uploaded" in line and "503 slow down" in line for line in said)
+    assert newest(root) == 2
+    assert "step-00000002/manifest.json" not in stored(mirror), "half a copy is none"
+    assert save(root, mirror, 3) == [None, None]
+    assert {"step-00000003/manifest.json", "pointer.json"} <= set(stored(mirror))
+    assert not any("step-00000001" in name for name in stored(mirror))
+
+
+def test_a_store_that_is_away_when_a_save_begins_is_told_of(tmp_path, mirror, monkeypatch):
+    root, said = tmp_path / "run", []
+
+    def away(self, folder):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(Mirror, "_delete", away)
+    assert save(root, mirror, 1, say=said.append) == [None, None]
+    assert [line for line in said if "no route to host" in line]
     assert newest(root) == 1
+    assert stored(mirror) == []
 
 
-def test_a_missing_pointer_on_the_store_is_an_error_and_never_a_restart(tmp_path, mirror):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_missing_pointer_on_the_store_is_an_error_on_every_worker_and_never_a_restart(tmp_path, mirror, size):
     root = tmp_path / "run"
     save(root, mirror, 1)
     shutil.rmtree(root)
     (Path(mirror.base) / "pointer.json").unlink()
-    error, _ = restore(root, mirror, 1)[0][0], None
-    assert isinstance(error, UserError)
-    assert "no pointer.json" in str(error)
+    errors, _ = restore(root, mirror, size)
+    assert all(isinstance(error, UserError) and "no pointer.json" in str(error) for error in errors)
+    assert len(errors) == size
+
+
+def test_a_restore_that_was_cut_off_is_never_a_start_and_is_made_again(tmp_path, mirror, monkeypatch):
+    root = tmp_path / "run"
+    save(root, mirror, 1, 2)
+    shutil.rmtree(root)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    for cut in ("_rename", "_write_atomically"):
+        with monkeypatch.context() as patched:
+            patched.setattr(commit, cut, die)
+            with pytest.raises(KeyboardInterrupt):
+                mirror.restore(root, ALONE, print)
+        assert checkpoint.published(root) == []
+    (root / "pointer.json").write_text(json.dumps({"step": 2}))
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        newest(root)
+    mirror.restore(root, ALONE, print)
+    assert newest(root) == 2
 
 
 def test_the_pointer_names_no_best_that_is_not_there(tmp_path, mirror):

@@ -11,6 +11,7 @@ from transformers import get_scheduler
 from fulltune import comm, device
 from fulltune.batches import Step
 from fulltune.config import TrainConfig
+from fulltune.guards import SpikeWatch
 from fulltune.train import (
     NonFinite,
     SaveDue,
@@ -158,11 +159,28 @@ def test_a_loss_spike_is_an_event_and_training_goes_on():
     (spike,) = [e for e in events if isinstance(e, Spiked)]
     assert (spike.step, spike.loss) == (13, pytest.approx(20.0))
     assert spike.usual == pytest.approx(2.01)
-    assert events[-1] == SaveDue(20)
+    assert events[-1] == SaveDue(20, last=True)
 
 
 def test_a_loss_spike_stops_the_run_if_wished():
     assert [type(e) for e in spiking(on_loss_spike="stop")[-3:]] == [Spiked, SaveDue, Stopped]
+
+
+def test_a_stop_in_the_last_step_is_no_stop_and_every_save_knows_whether_it_is_the_last():
+    events = run(FakeEngine(), every(2, save=1))
+    assert [e.last for e in events if isinstance(e, SaveDue)] == [False, True]
+    asked = iter([False, True])
+    events = run(FakeEngine(), every(2), stop_requested=lambda: next(asked))
+    assert [type(e) for e in events] == [StepDone, StepDone, SaveDue]
+    assert run(FakeEngine(), every(9), stop_requested=lambda: True)[1].last
+
+
+def test_a_resumed_run_judges_by_the_losses_before_it():
+    engine = FakeEngine(losses=(12 * 20.0, 0.0))
+    watch = SpikeWatch(50, 6.0, [2.0 + 0.01 * (i % 3) for i in range(12)])
+    first = list(fit(engine, plan, lambda i: i[0], TrainConfig(), every(1), workers=comm.Workers(), watch=watch))[1]
+    assert isinstance(first, Spiked)
+    assert watch.losses[-1] == pytest.approx(20.0)
 
 
 def test_spikes_are_not_looked_for_without_a_window():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import tasks
@@ -71,10 +73,51 @@ def test_the_watch_tells_news_once_and_protects_the_best_and_the_waiting(tmp_pat
         validation.write(tmp_path, outcome)
     assert [outcome.step for outcome in watch.news()] == [10, 20]
     assert watch.news() == []
-    assert sorted(watch.wanted_steps()) == [10, 30, 35]
+    assert sorted(watch.wanted_steps()) == [10, 30]
     assert not watch.exhausted()
     validation.write(tmp_path, done(30, 0.6))
     assert watch.exhausted()
+
+
+def publish(run, *steps):
+    for step in steps:
+        folder = run / checkpoint.FOLDER / checkpoint.name(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoint.MANIFEST).write_text("{}")
+
+
+def test_of_those_that_wait_the_newest_stays_and_the_one_that_is_being_validated(tmp_path):
+    watch = Watch(tmp_path, ValidationConfig(every_steps=10, metric="exact"), tasks.get("viggo"))
+    publish(tmp_path, 10, 20, 30, 40)
+    validation.scratch(tmp_path, 20).mkdir(parents=True)
+    assert sorted(watch.wanted_steps()) == [20, 40]
+
+
+def test_an_outcome_that_comes_in_while_the_watch_looks_loses_no_checkpoint(tmp_path, monkeypatch):
+    watch = Watch(tmp_path, ValidationConfig(every_steps=10, metric="exact"), tasks.get("viggo"))
+    publish(tmp_path, 10)
+    real = validation.pending
+
+    def between(*args, **kwargs):
+        waiting = real(*args, **kwargs)
+        validation.write(tmp_path, done(10, 0.9))
+        return waiting
+
+    monkeypatch.setattr(validation, "pending", between)
+    assert 10 in watch.wanted_steps()
+
+
+def test_a_step_that_is_taken_again_is_validated_and_told_again(tmp_path):
+    watch = Watch(tmp_path, ValidationConfig(every_steps=10, metric="exact"), tasks.get("viggo"))
+    publish(tmp_path, 10)
+    validation.write(tmp_path, Outcome(10, "failed", 1.0, 2.0, why="damaged"))
+    os.utime(validation.file_of(tmp_path, 10), ns=(1, 1))
+    assert [outcome.status for outcome in watch.news()] == ["failed"]
+    assert validation.pending(tmp_path, [10], every=10, last=0) == [10]
+    validation.write(tmp_path, done(10, 0.9))
+    assert validation.pending(tmp_path, [10], every=10, last=0) == []
+    assert [outcome.status for outcome in watch.news()] == ["done"]
+    assert watch.wanted_steps() == [10]
 
 
 def test_late_outcomes_are_added_to_the_log_once(tmp_path):
