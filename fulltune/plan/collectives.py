@@ -45,9 +45,14 @@ class Traffic:
         once = self.reduce_scatter + self.all_gather + self.node_all_gather
         return (2 * self.all_reduce + once) * (workers - 1) / workers
 
-    def between_nodes(self, nodes: int) -> float:
-        """Bytes that enter each node from the others, however many workers it has, and leave it too."""
-        return replace(self, node_all_gather=0).sent(nodes)
+    def between_nodes(self, workers: int, nodes: int) -> float:
+        """Bytes that enter each node from the others, and leave it too: what crosses one link of a ring of all workers.
+
+        NCCL's ring passes everything but one worker's part over every link, hence into a node also what the node's
+        other workers have. Only an all-reduce between two nodes goes by a tree, which exchanges the payload once.
+        """
+        tree = self.all_reduce if nodes == 2 else 0
+        return tree + replace(self, node_all_gather=0, all_reduce=self.all_reduce - tree).sent(workers)
 
 
 def step_traffic(

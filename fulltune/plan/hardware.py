@@ -23,9 +23,9 @@ class Gpu:
         name: as Ray's `accelerator_type` has it, with the memory size where that alone does not tell.
         memory: bytes that CUDA reports as total, less than the nominal size.
         bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second.
-        memory_bandwidth: bytes per second.
+        memory_bandwidth: bytes per second, by the data sheet as all three; what is reached of them is in `rates.py`.
         link_bandwidth: bytes per second to the other GPUs of a usual node, one direction.
-        network_bandwidth: bytes per second between nodes; a ring collective crosses each once, whatever it holds.
+        network_bandwidth: bytes per second into each node from the others, shared by its GPUs, one direction.
         node_size: GPUs of that instance.
         node_memory: bytes of its host memory.
         source: of memory and peak.

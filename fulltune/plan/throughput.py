@@ -5,9 +5,10 @@
 
 Matrix products run at a share of the GPU's peak, those of attention on Hopper at two thirds of that; what lies between
 them (norms, activations, residuals, logits, gathered weights) waits for memory; communication hides behind both until
-it is the longer one, except where nothing runs that could hide it. Sizes and bandwidths are known; the share, one
-constant per GPU and interconnect, is fitted to half of the published rows (`published.py`) and tested on the other
-half: `python -m benchmarks.fit_throughput`. docs/planning_evidence.md tells which terms were tried and what each gave.
+it is the longer one, except where nothing runs that could hide it. Sizes are known, bandwidths are what public
+benchmarks reached (`rates.py`); the share, one constant per GPU and interconnect, is fitted to half of the published
+rows (`published.py`) and tested on the other half: `python -m benchmarks.fit_throughput`. docs/planning_evidence.md
+tells which terms were tried and what each gave.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import median
 
-from fulltune.plan import hardware, published
+from fulltune.plan import hardware, published, rates
 from fulltune.plan.collectives import Traffic, step_traffic
 from fulltune.plan.flops import StepFlops, step_flops_of_sums
 from fulltune.plan.hardware import Gpu
@@ -52,17 +53,17 @@ NVME_SLOWER = 4  # states swapped through local disk
 
 # share of the peak that matrix products reach, by GPU and interconnect; fitted, see the module's docstring
 EFFICIENCY = {
-    ("A100-40", "nvlink"): 0.657,
-    ("A100-40", "rdma-1600"): 0.664,
-    ("A100-80", "nvlink"): 0.701,
-    ("A100-80", "rdma-1600"): 0.662,
-    ("A100-80", "rdma-400"): 0.626,
-    ("H100", "nvlink"): 0.549,
-    ("H100", "rdma-3200"): 0.526,
-    ("H100", "rdma-800"): 0.425,
-    ("H200", "nvlink"): 0.738,
+    ("A100-40", "nvlink"): 0.662,
+    ("A100-40", "rdma-1600"): 0.671,
+    ("A100-80", "nvlink"): 0.714,
+    ("A100-80", "rdma-1600"): 0.682,
+    ("A100-80", "rdma-400"): 0.632,
+    ("H100", "nvlink"): 0.56,
+    ("H100", "rdma-3200"): 0.556,
+    ("H100", "rdma-800"): 0.429,
+    ("H200", "nvlink"): 0.745,
 }
-ASSUMED = 0.626  # for a GPU without rows: the lowest constant of an A100
+ASSUMED = 0.632  # for a GPU without rows: the lowest constant of an A100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +121,10 @@ def step_time(work: Work, gpu: Gpu, efficiency: float) -> StepTime:
     slower = (1 / MMA_SYNC.get(gpu.name, 1.0) - 1) * attention
     return StepTime(
         products=(work.flops.hardware + slower) / (efficiency * gpu.bf16_flops),
-        memory=moved / gpu.memory_bandwidth,
+        memory=moved / rates.memory(gpu),
         communication=work.communication,
         exposed=work.exposed,
-        update=work.update_bytes * work.updated / gpu.memory_bandwidth,
+        update=work.update_bytes * work.updated / rates.memory(gpu),
         host=work.host,
     )
 
@@ -161,7 +162,7 @@ def planned_step(
     )
     # All of DeepSpeed's traffic is taken to hide, at every stage. That is not so: 1 and 2 gather weights after the
     # update, 3 pays for its hooks. No published row separates either, and one alone would decide between the stages.
-    count, nodes, rate = shape.parameters, node_count(setup), gpu.network_bandwidth * gpu.node_size
+    count, nodes = shape.parameters, node_count(setup)
     on_device = setup.sharding.offload_optimizer == "none"
     work = Work(
         shape=shape,
@@ -171,7 +172,7 @@ def planned_step(
         recomputed_layers=recomputed,
         micro_batches=micro_batches,
         updated=count / (workers if setup.sharding.stage else 1) if on_device else 0.0,
-        communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=rate),
+        communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=gpu.network_bandwidth),
         host=_offload_time(setup.sharding, count / workers, setup.dtype_bytes, micro_batches),
     )
     return step_time(work, gpu, efficiency(gpu, nodes=nodes))
@@ -186,9 +187,8 @@ def efficiency(gpu: Gpu, *, nodes: int) -> float:
     """The constant of a GPU in one node, or between nodes with the network that comes nearest to the table's."""
     if nodes == 1:
         return EFFICIENCY.get((gpu.name, "nvlink"), ASSUMED)
-    rate = gpu.network_bandwidth * gpu.node_size
     links = [link for name, link in EFFICIENCY if name == gpu.name and link != "nvlink"]
-    nearest = min(links, key=lambda link: abs(node_rate(link) - rate), default="nvlink")
+    nearest = min(links, key=lambda link: abs(node_rate(link) - gpu.network_bandwidth), default="nvlink")
     return EFFICIENCY.get((gpu.name, nearest), ASSUMED)
 
 
@@ -203,14 +203,21 @@ def _offload_time(sharding: Sharding, share: float, dtype_bytes: int, micro_batc
     return seconds
 
 
-def communication_time(traffic: Traffic, gpu: Gpu, *, gpus: int, nodes: int, node_rate: float) -> float:
+def communication_time(
+    traffic: Traffic, gpu: Gpu, *, gpus: int, nodes: int, node_rate: float, calls: float = 0.0
+) -> float:
     """Seconds of the collectives alone: the slower of the links inside the nodes and the network between them.
 
     Args:
-        node_rate: bytes/s into each node, in each direction.
+        node_rate: bytes/s that the network carries into each node, in each direction.
+        calls: gathers and scatters that the traffic is cut into, each of which takes its time round the ring. Zero for
+            DeepSpeed, whose buckets and prefetches no published row separates.
     """
-    inside = traffic.sent(gpus) / gpu.link_bandwidth
-    return max(inside, traffic.between_nodes(nodes) / node_rate) if nodes > 1 else inside
+    inside = rates.ring_time(traffic.sent(gpus), rates.link(gpu), gpus=gpus, nodes=nodes, rounds=calls)
+    if nodes == 1:
+        return inside
+    crossing = traffic.between_nodes(gpus, nodes)
+    return max(inside, rates.ring_time(crossing, rates.network(node_rate), gpus=gpus, nodes=nodes, rounds=calls))
 
 
 def node_rate(interconnect: str) -> float:
@@ -264,10 +271,21 @@ def _fsdp_traffic(row: published.Row, shape: ModelShape, micro_batches: int) -> 
 def _fsdp_time(row: published.Row, gpu: Gpu, traffic: Traffic) -> float:
     """Seconds of these collectives; HSDP gathers and scatters within each node and reduces between them."""
     nodes, rate = max(1, row.gpus // 8), node_rate(row.interconnect)
+    gathers, scatters = _calls(row, traffic)
+    calls = gathers + scatters
     if row.parallelism != "hsdp":
-        return communication_time(traffic, gpu, gpus=row.gpus, nodes=nodes, node_rate=rate)
-    inside = traffic.sent(8) / gpu.link_bandwidth
-    return max(inside, Traffic(all_reduce=traffic.reduce_scatter).between_nodes(nodes) / rate)
+        return communication_time(traffic, gpu, gpus=row.gpus, nodes=nodes, node_rate=rate, calls=calls)
+    inside = communication_time(traffic, gpu, gpus=8, nodes=1, node_rate=rate, calls=calls)
+    sent = Traffic(all_reduce=traffic.reduce_scatter).sent(nodes)
+    between = rates.ring_time(sent, rates.network(rate), gpus=nodes, nodes=nodes, rounds=2 * scatters)
+    return max(inside, between)
+
+
+def _calls(row: published.Row, traffic: Traffic) -> tuple[float, float]:
+    """How many gathers and scatters of whole layers these are; FSDP wraps layer by layer."""
+    shape = published.model_shape(row.model, row.sequence_length)
+    layer = 2 * shape.parameters / shape.num_layers
+    return traffic.all_gather / layer, traffic.reduce_scatter / (layer * (2 if row.reduce_dtype == "float32" else 1))
 
 
 def fit(rows: Iterable[published.Row]) -> dict[tuple[str, str], float]:

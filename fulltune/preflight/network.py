@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fulltune import device
+from fulltune.plan import rates
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
@@ -91,7 +92,9 @@ def check_collectives(found: Network | None, gpu: Gpu | None, *, nodes: int) -> 
     """The rates against the table's, for a GPU that it has."""
     if found is None:
         return Check("collectives", True, "one worker: none needed")
-    rate = 0.0 if gpu is None else gpu.link_bandwidth if nodes == 1 else min(gpu.link_bandwidth, gpu.network_bandwidth)
+    rate = 0.0 if gpu is None else rates.link(gpu)
+    if gpu is not None and nodes > 1:
+        rate = min(rate, rates.network(gpu.network_bandwidth))
     wanted = f"at least {gb(int(SLOWEST_SHARE * rate))}/s, {SLOWEST_SHARE:.0%} of what the plan counts on"
     return judged(
         "collectives",

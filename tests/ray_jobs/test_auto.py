@@ -23,13 +23,13 @@ def recipe(tmp_path, *changes):
 def test_the_choice_is_said_with_its_figures(tmp_path):
     said = []
     run = auto.decided(recipe(tmp_path), fetch=False, say=said.append)
-    assert run.deepspeed == "zero3_7b"
+    assert run.deepspeed == "zero3_hpz_7b"
     assert len(said) == 1
-    assert "auto is zero3_7b: the fastest that fits, planned " in said[0]
+    assert "auto is zero3_hpz_7b: the fastest that fits, planned " in said[0]
 
 
 def test_a_run_keeps_what_it_began_with(tmp_path):
-    run = recipe(tmp_path, "ray.accelerator_type=A100-80")
+    run = recipe(tmp_path, "ray.accelerator_type=H100")
     first = auto.decided(run, fetch=False, say=print)
     assert first.deepspeed == "zero1_7b"
     run.run_dir.mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_without_a_plan_the_way_out_is_named(tmp_path, change):
 def test_print_config_shows_the_file_and_plan_plans_it(tmp_path, capsys):
     changes = ["viggo_llama2_7b", "deepspeed=auto", f"ray.storage_path={tmp_path}"]
     assert cli.main(["train", *changes, "--print-config"]) == 0
-    assert "deepspeed: zero3_7b" in capsys.readouterr().out
+    assert "deepspeed: zero3_hpz_7b" in capsys.readouterr().out
     assert cli.main(["plan", *changes]) == 0
     assert "ZeRO-3: planned" in capsys.readouterr().out
     assert cli.main(["train", *changes, "model.name_or_path=nobody/nothing", "--print-config"]) == 0

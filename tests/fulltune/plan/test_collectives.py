@@ -49,7 +49,13 @@ def test_weights_that_are_soon_needed_again_are_gathered_once():
 def test_a_ring_sends_an_all_reduce_round_twice():
     assert Traffic(all_reduce=800).sent(8) == 2 * 700
     assert Traffic(reduce_scatter=800, all_gather=800).sent(8) == 2 * 700
-    assert Traffic(all_gather=800).between_nodes(2) == 400
+    assert Traffic(all_gather=800).between_nodes(8, 4) == 700
+    assert Traffic(all_gather=800, node_all_gather=800).between_nodes(2, 2) == 400
+
+
+def test_an_all_reduce_between_two_nodes_goes_by_a_tree():
+    assert Traffic(all_reduce=800).between_nodes(16, 2) == 800
+    assert Traffic(all_reduce=800).between_nodes(32, 4) == 2 * 775
 
 
 @pytest.mark.slow

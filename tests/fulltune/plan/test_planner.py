@@ -77,9 +77,9 @@ def test_what_is_called_fastest_fits(size, gpu):
 @pytest.mark.parametrize(
     ("size", "workers", "gpu", "chosen"),
     [
-        ("7b", 16, "A10G", "zero3_7b"),
+        ("7b", 16, "A10G", "zero3_hpz_7b"),  # two nodes, and 100 Gbit/s between them for eight GPUs each
         ("7b", 8, "A100-80", "zero1_7b"),
-        ("13b", 16, "A10G", "zero3_13b"),
+        ("13b", 16, "A10G", "zero3_hpz_13b"),
         ("70b", 32, "A10G", "zero3_offload_70b"),
         ("7b", 2, "A10G", "zero3_offload_7b"),
     ],

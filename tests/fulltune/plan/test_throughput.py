@@ -7,8 +7,11 @@ from statistics import median
 
 import pytest
 
-from fulltune.plan import hardware, published, throughput
+from fulltune.plan import hardware, published, rates, throughput
+from fulltune.plan.activations import Batch
 from fulltune.plan.collectives import Traffic
+from fulltune.plan.memory import Setup
+from fulltune.plan.sharding import Sharding
 
 # held-out rows beyond 30 %, both predicted too fast; 30B at 8,192 tokens fills 92 % of its GPU by the memory model
 BEYOND = {"foundry-a100-40-70b-s2048-g64", "foundry-a100-30b-s8192-g8"}
@@ -75,5 +78,44 @@ def test_time_between_nodes_is_set_by_the_node_not_by_its_gpus():
     assert rate == 50e9
     inside = throughput.communication_time(traffic, gpu, gpus=8, nodes=1, node_rate=rate)
     across = throughput.communication_time(traffic, gpu, gpus=32, nodes=4, node_rate=rate)
-    assert inside == pytest.approx(3e9 * 7 / 8 / 300e9)
-    assert across == pytest.approx(3e9 * 3 / 4 / 50e9)
+    assert inside == pytest.approx(3e9 * 7 / 8 / 230.8e9)
+    assert across == pytest.approx(3e9 * 31 / 32 / 41.8e9)
+
+
+def test_every_layer_has_its_own_collectives():
+    case = row("titan-a100-llama2-13b-none")
+    shape = published.model_shape(case.model, case.sequence_length)
+    hidden, exposed = throughput._fsdp_traffic(case, shape, 1)
+    calls = [sum(pair) for pair in zip(throughput._calls(case, hidden), throughput._calls(case, exposed), strict=True)]
+    assert calls == pytest.approx([2 * shape.num_layers, shape.num_layers])
+
+
+def test_collectives_cut_into_more_take_longer():
+    gpu, traffic = hardware.gpu("A100-40"), Traffic(all_gather=2 * 10**9)
+    whole, cut = (
+        throughput.communication_time(traffic, gpu, gpus=64, nodes=8, node_rate=200e9, calls=calls)
+        for calls in (0, 1000)
+    )
+    assert whole == pytest.approx(2e9 * 63 / 64 / 192e9)
+    low_latency = 1000 * (14.0 + 56 * 1.9 + 7 * 4.0) / 1e6 + whole / 0.92
+    assert cut == pytest.approx(low_latency)
+
+
+def test_a_network_belongs_to_the_node():
+    """Its GPUs share what the table has for it: a plan over 10 Gbit/s per node takes its bytes over 10 Gbit/s."""
+    gpu = replace(hardware.gpu("A100-80"), network_bandwidth=10e9 / 8)
+    setup = Setup(
+        shape=published.model_shape("llama2-7b", 2048),
+        sharding=Sharding(3, persistence_threshold=0, reuse_distance=0, prefetch_bucket=0),
+        batch=Batch(tokens=2048, supervised=2048),
+        workers=16,
+        dtype_bytes=2,
+        checkpointing=True,
+        attention="flash",
+        workers_per_node=8,
+    )
+    step = throughput.planned_step(
+        setup, gpu, tokens=2**15, supervised_tokens=2**15, squared_lengths=2**26, micro_batches=1
+    )
+    crossing = 3 * 2 * setup.shape.parameters * 15 / 16
+    assert step.communication == pytest.approx(crossing / rates.network(10e9 / 8))
