@@ -213,9 +213,10 @@ class ValidationConfig(Section):
 
 
 class TrackingConfig(Section):
-    """What is logged besides metrics.jsonl."""
+    """What is logged, into metrics.jsonl and for TensorBoard."""
 
     log_every_steps: int = Field(1, ge=1)
+    tensorboard: bool = Field(True, description="also draw the curves as event files, in <run>/tensorboard")
 
 
 class ReportModel(Section):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fulltune import tracker
 from fulltune.meter import Meter
 from fulltune.train import Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Outcome
@@ -27,9 +28,12 @@ class MetricsLog:
 
     Args:
         began: `time.perf_counter()` of the moment from which this attempt's devices are paid for.
+        tensorboard: draw the curves as well.
     """
 
-    def __init__(self, run: Path, *, meter: Meter, keep_to: int, began: float, every: int = 1) -> None:
+    def __init__(
+        self, run: Path, *, meter: Meter, keep_to: int, began: float, every: int = 1, tensorboard: bool = False
+    ) -> None:
         self._every, self._meter, self._keep_to = every, meter, keep_to
         self._spent_before = max((line.get("hours") or 0.0 for line in read(run)), default=0.0)
         self._began, self._first_step_at = began, time.perf_counter()
@@ -40,6 +44,13 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)
         self._handle = self._path.open("a", encoding="utf-8", buffering=1)
+        self._curves = tracker.draw(run, kept) if tensorboard else None
+
+    def close(self) -> None:
+        """Writes what the curves have buffered; the log itself has no buffer."""
+        self._handle.close()
+        if self._curves is not None:
+            self._curves.close()
 
     def step(self, event: StepDone) -> None:
         """One optimizer step, if it is one of those that are logged."""
@@ -70,7 +81,10 @@ class MetricsLog:
         self._write(outcome_line(outcome))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._handle.write(json.dumps(line | {"attempt": self.attempt, "time": round(time.time(), 3)}) + "\n")
+        line = line | {"attempt": self.attempt, "time": round(time.time(), 3)}
+        self._handle.write(json.dumps(line) + "\n")
+        if self._curves is not None:
+            self._curves.add(line)
 
 
 def outcome_line(outcome: Outcome) -> dict[str, Any]:
@@ -80,13 +94,15 @@ def outcome_line(outcome: Outcome) -> dict[str, Any]:
     return {"step": outcome.step, "validation": told, "validation_rows": outcome.n} | times
 
 
-def add_outcomes(run: Path, outcomes: Iterable[Outcome]) -> None:
-    """Appends the outcomes that came in after the workers had ended."""
+def add_outcomes(run: Path, outcomes: Iterable[Outcome], *, tensorboard: bool = False) -> None:
+    """Appends the outcomes that came in after the workers had ended; then the curves are drawn with them."""
     known = {line["step"] for line in read(run) if "validation" in line}
     with (run / FILE).open("a", encoding="utf-8") as handle:
         for outcome in outcomes:
             if outcome.step not in known:
                 handle.write(json.dumps(outcome_line(outcome)) + "\n")
+    if tensorboard:
+        tracker.draw(run, read(run)).close()
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:

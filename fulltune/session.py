@@ -136,7 +136,7 @@ def _run(
         skipped=skipped,
         watch=spikes,
     )
-    with _waited_for(saver):
+    with _waited_for(saver), contextlib.nullcontext() if journal is None else contextlib.closing(journal.log):
         take = partial(state.take, engine, loader, inputs.model, workers)
         save = phases.during("the save after step {0}", partial(_save, saver, take, config, identity, spikes))
         last, finished = _consume(events, save, journal, loader, step)
@@ -230,7 +230,14 @@ def _log(
         workers=workers.size,
         total_steps=total_steps,
     )
-    return MetricsLog(inputs.run, meter=figures, keep_to=step, began=began, every=config.tracking.log_every_steps)
+    return MetricsLog(
+        inputs.run,
+        meter=figures,
+        keep_to=step,
+        began=began,
+        every=config.tracking.log_every_steps,
+        tensorboard=config.tracking.tensorboard,
+    )
 
 
 def _consume(

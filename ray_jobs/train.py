@@ -138,7 +138,7 @@ def _fit(run: RunConfig, prepared: Prepared, steps: int, say: Callable[[str], No
         result: Any = trainer.fit()
     _raise_what_went_wrong(result.return_value)
     if run.validation.metric:
-        metrics.add_outcomes(run.run_dir, validation.read(run.run_dir))
+        metrics.add_outcomes(run.run_dir, validation.read(run.run_dir), tensorboard=run.tracking.tensorboard)
 
 
 def trainer_of(
