@@ -43,12 +43,15 @@ RUN: dict[str, Any] = {
 }
 
 
+Arm = Literal["", "offload", "bf16", "offload-bf16"]
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One cell of the matrix."""
 
     stage: int
-    arm: Literal["", "offload", "bf16"]
+    arm: Arm
     accumulation: int
 
     @property
@@ -58,7 +61,7 @@ class Setting:
 
 
 # ZeRO-0 shards no optimizer, so it has none to offload
-ARMS: tuple[Literal["", "offload", "bf16"], ...] = ("", "offload", "bf16")
+ARMS: tuple[Arm, ...] = ("", "offload", "bf16", "offload-bf16")
 MATRIX = [Setting(stage, arm, a) for stage in range(4) for arm in ARMS for a in (1, 4) if stage or not arm]
 
 
@@ -75,10 +78,10 @@ class Bench:
     def run(self, setting: Setting) -> dict[str, Any]:
         """The resolved tree of a run."""
         zero: dict[str, Any] = {"stage": setting.stage}
-        if setting.arm == "offload":
+        if "offload" in setting.arm:
             zero["offload_optimizer"] = {"device": "cpu"}
         train = RUN["train"] | {"micro_batch_tokens": self.micro_batch_tokens(setting.accumulation)}
-        model = MODEL | {"dtype": "bfloat16" if setting.arm == "bf16" else "float32"}
+        model = MODEL | {"dtype": "bfloat16" if "bf16" in setting.arm else "float32"}
         return RUN | {"model": model, "train": train, "deepspeed": {"zero_optimization": zero}}
 
     def micro_batch_tokens(self, accumulation: int) -> int:
@@ -187,13 +190,19 @@ def one_draw(
     """Kill, start again, compare."""
     folder = bench.folder / f"draw-{number}"
     inside_wanted = number % 3 == 0
-    step = draw.randrange(1, STEPS)
-    workers = bench.start(setting, folder)
-    killed_at, inside = kill(workers, folder, step, inside_wanted, draw)
+    try:
+        killed_at, inside = kill(bench.start(setting, folder), folder, draw.randrange(1, STEPS), inside_wanted, draw)
+    except TooLate:  # it proves nothing; another moment is drawn
+        shutil.rmtree(folder)
+        return one_draw(bench, setting, number, expected, draw)
     error = finish(bench.start(setting, folder), folder)
     outcome = judge(bench, folder, expected, error)
     shutil.rmtree(folder)
     return {"outcome": outcome, "killed_after_step": killed_at, "inside": inside}
+
+
+class TooLate(RuntimeError):
+    """The run had come to its end by itself."""
 
 
 def kill(
@@ -207,12 +216,15 @@ def kill(
         time.sleep(0.0005)
     time.sleep(draw.uniform(0, 0.01) if inside_wanted else draw.uniform(0, 0.1))
     order = draw.sample(workers, len(workers))
+    ended = order[0].exitcode
     order[0].kill()
     inside = saving(folder)
     time.sleep(draw.uniform(0, 0.05))
     for worker in order:
         worker.kill()
         worker.join()
+    if ended is not None:
+        raise (RuntimeError if ended else TooLate)(f"the run had ended with {ended} before it was to be killed")
     return reached(folder), inside
 
 

@@ -171,6 +171,8 @@ def cells(tiny: Tiny, workers: int) -> dict[str, dict[str, Any]]:
         "-offload-1": sixteen,
         "-offload-4": four_packs,
     }
+    for arm in ("-bf16", "-offload-bf16"):
+        found[f"{arm}-4"] = four_packs | {"model__dtype": "bfloat16"}
     for arm, change in {"": {}, "-bf16": {"model__dtype": "bfloat16"}, "-offload": {}}.items():
         found |= {f"-skipped{arm}": skipped | change, f"-without{arm}": without | change}
     return {name: GROUPS | changes for name, changes in found.items()}

@@ -225,7 +225,8 @@ def case_elastic(arguments: dict[str, Any], workers: comm.Workers) -> dict[str, 
         if workers.rank == 0 and arguments["back_to"] is not None:
             go_back(Path(arguments["source"]) / name, folder, arguments["back_to"])
         workers.barrier()
-        inputs = session.Inputs(Path(arguments["model"]), Path(arguments["tokens"]), None, folder)
+        tokens = Path(arguments["tokens"])
+        inputs = session.Inputs(Path(arguments["model"]), tokens, tokens, folder)
         folder.mkdir(parents=True, exist_ok=True)
         seen: dict[int, list[int]] = {}
         session.fit = noting(seen)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fulltune import batches, config, data
 
@@ -13,6 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.extended]
 STAGES = [0, 1, 2, 3]
 # examples of a step -> which cells of the matrix take such steps
 EXAMPLES = {"-packed-1": 16, "-packed-4": 16, "-all-logits": 16, "-offload-1": 16, "-offload-4": 16}
+EXAMPLES |= {"-bf16-4": 16, "-offload-bf16-4": 16}
+BF16_LOSS = 1e-2  # 8 bits of mantissa
+BF16_WAY = 0.2  # a step of AdamW is about the sign of a gradient, and small gradients change theirs
 
 
 def batch_size(cell, workers):
@@ -42,6 +46,20 @@ def test_every_cell_takes_the_steps_of_plain_adamw(parity, plain, follows, stage
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offloaded_optimizers_take_them_too(parity, plain, follows, stage, workers, cell):
     follows(parity, f"zero{stage}-{workers}w{cell}", wanted(plain, cell, workers), 1e-4)
+
+
+@pytest.mark.parametrize("cell", ["-bf16-4", "-offload-bf16-4"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_accumulates_towards_the_same_place(parity, plain, tiny, stage, workers, cell):
+    """The way the master weights went in four steps of four micro-batches, against float32's."""
+    curve = wanted(plain, cell, workers)
+    name = f"zero{stage}-{workers}w{cell}"
+    assert [record["loss"] for record in parity.records[name]] == pytest.approx(list(curve.losses), rel=BF16_LOSS)
+    start, after = load_file(tiny.model / "model.safetensors"), parity.weights(name)
+    apart = torch.cat([(after[key] - curve.weights[key]).flatten() for key in start]).norm()
+    way = torch.cat([(curve.weights[key] - start[key]).flatten() for key in start]).norm()
+    assert apart / way <= BF16_WAY, float(apart / way)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -14,6 +14,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]  # six processes; quick: test_05_resume_is_exact
 EVERY, STEPS = 4, 12
+CPU = {"offload_optimizer": {"device": "cpu"}}
 RUNS = {
     "zero0": {"deepspeed": "zero0"},
     "zero1": {"deepspeed": "zero1"},
@@ -21,12 +22,16 @@ RUNS = {
     "zero3": {"deepspeed": "zero3"},
     "zero2-bf16": {"deepspeed": "zero2", "model__dtype": "bfloat16"},
     "zero3-bf16": {"deepspeed": "zero3", "model__dtype": "bfloat16"},
+    "zero2-offload": {"deepspeed": {"zero_optimization": {"stage": 2} | CPU}},
+    "zero3-offload": {"deepspeed": {"zero_optimization": {"stage": 3} | CPU}},
+    "zero3-offload-bf16": {"deepspeed": {"zero_optimization": {"stage": 3} | CPU}, "model__dtype": "bfloat16"},
 }
 CHANGES = {
     "train__max_steps": STEPS,
     "train__weight_decay": 0.1,
     "checkpoint__every_steps": EVERY,
     "checkpoint__keep_last": 3,
+    "validation__every_steps": EVERY,
 }
 BF16_TOLERANCE = 2e-2  # 8 bits of mantissa: gradients are rounded per worker before they are summed
 
@@ -68,6 +73,16 @@ def test_the_curve_goes_on(legs, name, workers, first):
         assert got == pytest.approx(expected, rel=tolerance if key == "loss" else 20 * tolerance), key
     assert min(map(int, ranks[0][name]["seen"])) == first, "steps before the checkpoint must not be taken again"
     assert any(f"is taken up by {workers}" in line for line in ranks[0][name]["said"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_validation_loss_is_that_of_any_number_of_workers(legs, name, workers):
+    whole, part = (
+        {r["step"]: r["valid_loss"] for r in metrics.read(legs[n][0] / name) if "valid_loss" in r} for n in (2, workers)
+    )
+    assert sorted(part) == [EVERY, 2 * EVERY, STEPS]
+    assert part == pytest.approx(whole, rel=BF16_TOLERANCE if "bf16" in name else 1e-6)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -18,12 +18,15 @@ def curve(folder):
 # The bias correction of step 6 tells a DeepSpeedCPUAdam that went through all steps from one that was loaded
 CUT_AT, STEPS = 5, 9
 CPU = {"offload_optimizer": {"device": "cpu"}}
+BF16 = {"model__dtype": "bfloat16"}
 ALONE = {"zero0": {"deepspeed": "zero0"}}
 PAIR = (
     {f"zero{stage}": {"deepspeed": f"zero{stage}"} for stage in (1, 2, 3)}
     | {f"zero{stage}-offload": {"deepspeed": {"zero_optimization": {"stage": stage} | CPU}} for stage in (1, 2, 3)}
-    | {f"zero{stage}-bf16": {"deepspeed": f"zero{stage}", "model__dtype": "bfloat16"} for stage in (1, 2, 3)}
+    | {f"zero{stage}-bf16": {"deepspeed": f"zero{stage}"} | BF16 for stage in (1, 2, 3)}
 )
+# what the recipes for 70B train under
+PAIR |= {f"zero{stage}-offload-bf16": PAIR[f"zero{stage}-offload"] | BF16 for stage in (2, 3)}
 
 
 @pytest.fixture(scope="module")
