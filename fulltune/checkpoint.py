@@ -87,7 +87,8 @@ def latest(root: Path, *, peers: Peers, say: Callable[[str], None]) -> Found | N
     raise UserError(
         got=f"no usable checkpoint among {[name(step) for step in candidates] or 'none'} in {root}",
         wanted=f"an undamaged checkpoint up to step {newest}",
-        fix="see the messages above for what is damaged; restore it, or use another ray.name",
+        fix="see the messages above for what is damaged; restore it, or use another ray.name; where "
+        "checkpoint.upload_to has copies, remove the damaged ones: a run folder without any gets the newest copy",
     )
 
 
@@ -122,7 +123,9 @@ def verify(path: Path) -> dict[str, Any]:
     problems = _problems(path, share=lambda _: True)
     if problems:
         raise UserError(
-            got=f"{path}: {'; '.join(problems)}", wanted="an undamaged checkpoint", fix="use an earlier checkpoint"
+            got=f"{path}: {'; '.join(problems)}",
+            wanted="an undamaged checkpoint",
+            fix="use an earlier one; or remove this one, and the command that trained it goes on from the one before",
         )
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
     return manifest
