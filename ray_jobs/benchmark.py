@@ -14,6 +14,7 @@ Every part is resumed by running the command again: answered prompts stay, paid 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 import tasks
-from evaluation import chat, predict_api, prediction_file, prices, runs
+from evaluation import chat, jsonl, predict_api, prediction_file, prices, runs
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
@@ -154,7 +155,7 @@ def _one_task(
         records=records,
         out=folder / "report",
         title=f"{benchmark.name}: {task.name}",
-        provenance=facts,
+        provenance=dict(facts) | {"data": {part.split: _described(part, records[: part.limit])}},
         source=part.source,
         split=part.split,
         limit=part.limit,
@@ -163,6 +164,13 @@ def _one_task(
         processes=os.cpu_count(),
         spec=spec,
     )
+
+
+def _described(part: BenchmarkTask, records: Sequence[Record]) -> dict[str, Any]:
+    """Which records were asked, to the last byte."""
+    content = jsonl.dump([[record.id, dict(record.fields)] for record in records])
+    digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
+    return {"source": part.source, "rows": len(records), "sha256": digest}
 
 
 def _leaks(part: BenchmarkTask, task: Task, records: Sequence[Record]) -> dict[str, str]:
