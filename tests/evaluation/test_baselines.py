@@ -127,7 +127,12 @@ PASSING: dict[str, tuple[list[Action], list[float], dict[str, int], int]] = {
     "503 with Retry-After": ([server.status(503, retry_after="3")], [4.0], {"server_error": 1}, 0),
     "504, perhaps charged": ([server.status(504)], [1.0], {"server_error": 1}, 1),
     "408 and 409": ([server.status(408), server.status(409)], [1.0, 2.0], {"server_error": 2}, 1),
-    "an error page in HTML": ([server.status(502)], [1.0], {"server_error": 1}, 0),
+    "an error page in HTML": (
+        [server.raw(b"<html><h1>502 Bad Gateway</h1></html>", code=502, content_type="text/html")],
+        [1.0],
+        {"server_error": 1},
+        0,
+    ),
     "dropped before the headers": ([server.drop_before_headers], [1.0], {"connection": 1}, 1),
     "dropped in the body": ([server.drop_in_body], [1.0], {"connection": 1}, 1),
     "truncated JSON": ([server.raw(b'{"choices": [{"message": {"con')], [1.0], {"malformed": 1}, 1),
@@ -388,6 +393,17 @@ def test_cached_prompt_tokens_cost_their_own_price(start: Start) -> None:
     api = start(otherwise=server.answer(usage=usage))
     api.ask("abc")
     assert api.totals().cost == 2 * PRICE.input + 8 * PRICE.cached_input + 2 * PRICE.output
+
+
+def test_thinking_that_only_the_total_counts_is_charged_and_held_against_the_budget(start: Start) -> None:
+    """Gemini's endpoint: 9 prompt tokens, 1 of the answer and 93 of thinking."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 103}
+    one = 9 * PRICE.input + 94 * PRICE.output
+    api = start(otherwise=server.answer(usage=usage), budget=Budget(cost=2 * one + CEILING - 1))
+    with pytest.raises(Stopped, match="budget"):
+        api.ask("abc", "def", "ghi")
+    assert (api.totals().cost, api.totals().completion_tokens) == (2 * one, 2 * 94)
+    assert len(api.server.seen) == 2
 
 
 def test_a_stop_text_is_cut_off_where_the_server_ignores_it(start: Start) -> None:
