@@ -156,6 +156,14 @@ class Reply:
     latency_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A question that no attempt got an answer to; asking again later may."""
+
+    fault: str
+    message: str
+
+
 class Unusable(Exception):
     """A response of status 200 that holds no answer; `usage` is what it cost all the same, if it says so."""
 

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.agreement import agreement
-from evaluation.baselines import Client, Stopped, Unanswered
-from evaluation.chat import Chat, Reply
+from evaluation.baselines import Client, Stopped
+from evaluation.chat import Chat, Reply, Unanswered
 from evaluation.pool import ItemScore
 from evaluation.predictions import Predictions
 from evaluation.prices import FREE, usd

@@ -20,8 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation import prediction_file, prices
-from evaluation.baselines import Client, Stopped, Unanswered, connect
-from evaluation.chat import Chat, Endpoint, Reply, same_model
+from evaluation.baselines import Client, Stopped, connect
+from evaluation.chat import Chat, Endpoint, Reply, Unanswered, same_model
 from evaluation.ledger import Budget, Ledger
 from evaluation.predictions import Prediction
 from evaluation.prices import Price
