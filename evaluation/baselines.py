@@ -290,7 +290,7 @@ class Client:
                     raise httpx2.ReadTimeout("the answer came too slowly")
 
     def _refused(self, error: APIStatusError) -> Reply:
-        """What a status other than 200 means: again later, an answer that declines, a rejection, or the user's mistake."""
+        """What a status other than 200 means: again later, an answer that declines, a rejection, a user's mistake."""
         code, status = error.code or "", error.status_code
         message = f"{status}: {self._message(error)}"
         if code == "insufficient_quota":

@@ -168,11 +168,14 @@ class Ledger:
         )
 
     def accepted(self, purpose: str) -> bool:
-        """Whether a model has worked on a request of this run, whatever it answered."""
+        """Whether a model has worked on a request of this run, whatever it answered.
+
+        One that was turned away and counts as answered all the same (a filter) has a cost of 0 and no tokens.
+        """
         with self._changed:
             row = self._db.execute(
                 "SELECT 1 FROM calls WHERE run = ? AND purpose = ? AND state = 'answered' "
-                "AND (cost IS NULL OR prompt_tokens IS NOT NULL) LIMIT 1",  # turned away before: a cost of 0 and no tokens
+                "AND (cost IS NULL OR prompt_tokens IS NOT NULL) LIMIT 1",
                 (self.run, purpose),
             ).fetchone()
         return row is not None

@@ -88,8 +88,8 @@ TABLE: Mapping[str, Price] = {
     "gemini-2.5-flash-lite": _price("0.10", "0.40", None, *_GEMINI),
     "gemini-2.5-pro": _price("1.25", "10", None, *_GEMINI),
 }
-# Snapshots whose list price is that of another name in the table. Any other snapshot has no known price: some cost three
-# times what their family costs today.
+# Snapshots whose list price is that of another name in the table. Any other snapshot has no known price: some cost
+# three times what their family costs today.
 SNAPSHOTS: Mapping[str, str] = {
     "gpt-3.5-turbo-0125": "gpt-3.5-turbo",
     "gpt-4-0314": "gpt-4",

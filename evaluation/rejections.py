@@ -19,7 +19,8 @@ SUSPICIOUS_AFTER = 4  # rejections in the same words with nothing accepted; the 
 
 # Of a rejection that is the item's own: too long for the model, as OpenAI, vLLM, llama.cpp and Gemini say it.
 _TOO_LONG = re.compile(
-    r"context[ _](?:length|size|window)|maximum number of tokens|too many tokens|(?:prompt|input|string)[^.]{0,40}too long",
+    r"context[ _](?:length|size|window)|maximum number of tokens|too many tokens|"
+    r"(?:prompt|input|string)[^.]{0,40}too long",
     re.IGNORECASE,
 )
 
