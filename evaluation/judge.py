@@ -123,18 +123,19 @@ def read_all(
 
 def _merge(reader: Reader, task: Task, records: Sequence[Record], predictions: Predictions, scores: Scores) -> Scores:
     name = reader.metric.name
-    readings, replies, stopped = _read(reader, records, predictions)
+    readings, outcomes, stopped = _read(reader, records, predictions)
     items = tuple(
         replace(item, metrics={**item.metrics, name: sum(values) / len(values)} if values else item.metrics)
         for item, reading in zip(scores.items, readings, strict=True)
         for values in [reading.readable]
     )
-    facts = _facts(reader, readings, replies)
+    facts = _facts(reader, readings, [(key, reply) for key, reply in outcomes if isinstance(reply, Reply)])
     failed = sum(not reading.readable for reading in readings)
     warnings = [f"{name}: {stopped}"] if stopped else []
     if failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in facts["failures"].items())
         warnings.append(f"{name}: {failed} of {len(readings)} items have no value ({kinds}); the mean leaves them out")
+    warnings += [f"{name}: {fault}: {message}" for fault, message in _said(outcomes).items()]
     return replace(
         scores,
         items=items,
@@ -152,8 +153,8 @@ def _summary(metric: Metric, task: Task, items: Sequence[ItemScore]) -> Mapping[
 
 def _read(
     reader: Reader, records: Sequence[Record], predictions: Predictions
-) -> tuple[list[Reading], list[tuple[str, Reply]], str | None]:
-    """Ask about every record; returns the readings in order, the replies under the keys of their questions, and why
+) -> tuple[list[Reading], list[tuple[str, Reply | Unanswered]], str | None]:
+    """Ask about every record; returns the readings in order, the outcomes beside the keys of their questions, and why
     not everything was asked, if so.
     """
     completions = {
@@ -188,8 +189,12 @@ def _read(
         for record in records
     ]
     where = reader.client.endpoint
-    replies = [(chats[name].key(where), reply) for name, reply in outcomes.items() if isinstance(reply, Reply)]
-    return readings, replies, stopped
+    return readings, [(chats[name].key(where), outcome) for name, outcome in outcomes.items()], stopped
+
+
+def _said(outcomes: Sequence[tuple[str, Reply | Unanswered]]) -> dict[str, str]:
+    """What was said about the first question of each fault."""
+    return {lost.fault: lost.message for _, lost in reversed(outcomes) if isinstance(lost, Unanswered)}
 
 
 def _reading(reader: Reader, record: Record, outcomes: Sequence[Reply | Unanswered | None]) -> Reading:

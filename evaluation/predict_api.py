@@ -147,8 +147,9 @@ def _shared(chats: Mapping[str, Chat], endpoint: Endpoint) -> frozenset[str]:
 
     By the order of the records, so that it does not depend on which process got the answer, or when.
     """
-    keys = [chat.key(endpoint) for chat in chats.values()]
-    first = {key: name for name, key in zip(reversed(chats), reversed(keys), strict=True)}
+    first: dict[str, str] = {}
+    for name, chat in chats.items():
+        first.setdefault(chat.key(endpoint), name)
     return frozenset(chats).difference(first.values())
 
 

@@ -121,8 +121,20 @@ def test_failures_are_counted_under_their_names_and_are_neither_zero_nor_an_answ
     assert [item.metrics.get("judged") for item in found.items] == [None, 5, None, 1, None]
     assert (found.metrics["judged"].mean, found.metrics["judged"].n) == (3.0, 2)
     assert found.assisted["judged"]["failures"] == {"refusal": 1, "server_error": 1, "unreadable": 1}
-    assert "3 of 5 items have no value" in found.warnings[-1]
+    assert "3 of 5 items have no value" in found.warnings[-2]
+    assert found.warnings[-1] == "judged: server_error: 500: scripted 500"
     assert found.n == 5
+
+
+def test_a_rejected_question_is_a_failure_with_its_words_and_the_others_are_graded(
+    judged_task: Task, words: list[Record], answers: Predictions, client_of: Callable[..., Client]
+) -> None:
+    script = {0: server.status(400, {"message": "no such token"}), 1: server.status(400, {"message": "input too long"})}
+    with serve(script, server.answer(content="4")) as state:
+        found = run(judging(judged_task, client_of(state)), judged_task, words, answers)
+    assert found.assisted["judged"]["failures"] == {"prompt_too_long": 1, "rejected": 1}
+    assert found.metrics["judged"].n == 3
+    assert found.warnings[-1] == "judged: rejected: 400: no such token"
 
 
 @pytest.mark.parametrize(
