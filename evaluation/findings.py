@@ -212,7 +212,9 @@ def _reader(label: str, name: str, facts: Mapping[str, Any]) -> str:
     cost = facts.get("answers_cost_usd")
     price = "cost unknown" if cost is None or not items else f"{usd(1000 * cost / items)} per 1,000 answers"
     text = f"{label}, {name}: read by {facts.get('model')} (version {facts.get('version')}), {counted(items, 'item')}, "
-    text += f"failures: {failed}; {price}"
+    shared = int(facts.get("shared", 0))
+    once = f" ({counted(shared, 'answer')} shared by equal questions, charged once)" if shared else ""
+    text += f"failures: {failed}; {price}{once}"
     agreement = facts.get("agreement") or {}
     shown = ", ".join(f"{key} {value:.3g}" for key, value in agreement.items() if isinstance(value, int | float))
     return f"{text}; agreement over {facts.get('repeats')} readings: {shown}." if shown else f"{text}."
