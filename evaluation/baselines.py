@@ -16,13 +16,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from evaluation.chat import Chat, Declined, Endpoint, Reply, Unusable, Usage, read_reply
+from evaluation.chat import Chat, Declined, Endpoint, Reply, Unanswered, Unusable, Usage, read_reply
 from evaluation.ledger import BudgetReached, Ledger
 from evaluation.prices import Price
+from evaluation.rejections import REJECTED, Rejections, too_long
 from evaluation.retries import Policy, retry_after
 from tasks.base import UserError
 
@@ -31,17 +33,10 @@ if TYPE_CHECKING:
 
 GIVE_UP_AFTER = 10  # questions in a row without an answer: the endpoint is down, not the questions odd
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
+_PERHAPS_THE_ITEM = {400, 422}
 _PERHAPS_CHARGED = {408, 504}  # a gateway that lost patience says nothing about the model behind it
 _CONNECT_S = 20.0
 _NEVER_THERE = 2  # repeated attempts after which a server that never took a connection is called a wrong URL
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A question that no attempt got an answer to; asking again later may."""
-
-    fault: str
-    message: str
 
 
 class Stopped(Exception):
@@ -93,32 +88,79 @@ class Client:
     def ask_all(self, chats: Mapping[str, Chat]) -> Iterator[tuple[str, Reply | Unanswered]]:
         """Ask everything, at most `concurrency` at a time; yields (name, outcome) as they come.
 
-        Equal questions are asked once. What is answered when the run ends early is yielded before the exception.
+        Equal questions are asked once. What is answered when the run ends early is yielded before the exception. A
+        rejected question ends nothing where others are accepted: it is unanswered, or declined for its length.
 
         Raises:
             Stopped: budget reached, or the endpoint is down.
-            UserError: the endpoint rejects these requests: key, model name, parameters.
+            UserError: the endpoint rejects these requests: key, model name, parameters (see `rejections`).
         """
         names: dict[str, list[str]] = {}
         for name, chat in chats.items():
             names.setdefault(chat.key(self.endpoint), []).append(name)
-        with self._pool() as pool:
-            asked = {pool.submit(self.ask, chats[same[0]]): same for same in names.values()}
-            in_a_row = 0
-            end: Exception | None = None
-            for future in as_completed(asked):
-                outcome = self._outcome(future)
-                if isinstance(outcome, Exception):
-                    end = outcome if end is None or isinstance(end, _Halted) else end
-                    continue
-                yield from ((name, outcome) for name in asked[future])
-                in_a_row = in_a_row + 1 if isinstance(outcome, Unanswered) else 0
+        questions = {key: chats[same[0]] for key, same in names.items()}
+        rejections = Rejections(self.ledger.accepted(self.purpose))
+        in_a_row = 0
+        end: Exception | None = None
+        for key, outcome in self._outcomes(questions, rejections):
+            if isinstance(outcome, Exception):
+                end = outcome if end is None or isinstance(end, _Halted) else end
+                continue
+            yield from self._named(rejections.take(key, outcome), questions, names, rejections)
+            if isinstance(outcome, Reply):
+                in_a_row = 0
+            elif outcome.fault != REJECTED:  # which says that the endpoint is up
+                in_a_row += 1
                 if in_a_row >= GIVE_UP_AFTER and end is None:
-                    assert isinstance(outcome, Unanswered), "counted just now"
-                    self.halt.set()
                     end = Stopped(f"{in_a_row} questions in a row got no answer, the last one by: {outcome.message}")
+            if rejections.proven and end is None:
+                end = self._unacceptable(rejections.message)
+            if end is not None:
+                self.halt.set()
+        if end is None and rejections.held and not rejections.undecided:
+            end = self._unacceptable(rejections.message)  # all that was asked was turned away
+        if not isinstance(end, UserError):
+            yield from self._named(rejections.release(), questions, names, rejections)
         if end is not None:
             raise end
+
+    def _outcomes(
+        self, questions: Mapping[str, Chat], rejections: Rejections
+    ) -> Iterator[tuple[str, Reply | Unanswered | Exception]]:
+        """Ask question by question, no more than may be under way; under suspicion one at a time."""
+        waiting = dict(questions)
+        under_way: dict[Future[Reply | Unanswered], str] = {}
+        with self._pool() as pool:
+            while True:
+                room = 1 if rejections.suspicious else self.concurrency
+                while waiting and len(under_way) < room and not self.halt.is_set():
+                    key = rejections.choose(waiting)
+                    under_way[pool.submit(self.ask, waiting.pop(key))] = key
+                if not under_way:
+                    return
+                for future in wait_for(under_way, return_when=FIRST_COMPLETED).done:
+                    yield under_way.pop(future), self._outcome(future)
+
+    def _named(
+        self,
+        settled: Mapping[str, Reply | Unanswered],
+        questions: Mapping[str, Chat],
+        names: Mapping[str, list[str]],
+        rejections: Rejections,
+    ) -> Iterator[tuple[str, Reply | Unanswered]]:
+        """Outcomes under the names of their questions; a prompt that was turned away for its length is declined."""
+        for key, outcome in settled.items():
+            final: Reply | Unanswered = outcome
+            if rejections.accepted and isinstance(outcome, Unanswered) and outcome.fault == REJECTED:
+                final = self._declined_for_length(questions[key], outcome)
+            yield from ((name, final) for name in names[key])
+
+    def _declined_for_length(self, chat: Chat, rejected: Unanswered) -> Reply | Unanswered:
+        if not too_long(rejected):
+            return rejected
+        reply = Reply(text="", declined="prompt_too_long", cost=0)
+        self.ledger.keep(chat.key(self.endpoint), self._request_facts(chat), reply)
+        return reply
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -161,6 +203,8 @@ class Client:
             if isinstance(outcome, Reply):
                 return outcome
             fault = outcome
+            if fault.kind == REJECTED:
+                break
             if fault.kind == "unreachable" and attempt >= _NEVER_THERE and not self.ledger.totals().answered:
                 raise UserError(
                     got=f"{self.endpoint.public_url}: {fault.message}",
@@ -188,8 +232,7 @@ class Client:
             cost = self._cost(reply.usage) if reply.cost is None else reply.cost
             reply = replace(reply, cost=cost, latency_s=round(time.perf_counter() - started, 4))
             fault = None
-            body = chat.body(self.endpoint) | {"base_url": self.endpoint.public_url}
-            self.ledger.answered(call, key, body, reply)
+            self.ledger.answered(call, key, self._request_facts(chat), reply)
             return reply
         except _Broken as error:
             fault = error.fault
@@ -203,6 +246,9 @@ class Client:
             if fault is not None:
                 spent_s = time.perf_counter() - started
                 self.ledger.failed(call, fault.kind, cost=cost, usage=usage, latency_s=spent_s)
+
+    def _request_facts(self, chat: Chat) -> dict[str, Any]:
+        return chat.body(self.endpoint) | {"base_url": self.endpoint.public_url}
 
     def _cost(self, usage: Usage | None) -> int | None:
         return self.price.cost(usage) if self.price and usage else None
@@ -244,7 +290,7 @@ class Client:
                     raise httpx2.ReadTimeout("the answer came too slowly")
 
     def _refused(self, error: APIStatusError) -> Reply:
-        """What a status other than 200 means: again later, an answer that declines, or the user's mistake."""
+        """What a status other than 200 means: again later, an answer that declines, a rejection, a user's mistake."""
         code, status = error.code or "", error.status_code
         message = f"{status}: {self._message(error)}"
         if code == "insufficient_quota":
@@ -254,7 +300,7 @@ class Client:
             charged = None if status in _PERHAPS_CHARGED else False
             wait_s = retry_after(error.response.headers)
             raise _Broken(_Fault(kind, message, charged, wait_s)) from None
-        if declined := _declined(code, message, status):
+        if declined := _declined(code, status):
             return Reply(text="", declined=declined, cost=0)  # turned away before anything was generated
         if status in (401, 403):
             fix = f"set {self.endpoint.key_variable} to a key for {self.endpoint.public_url}"
@@ -262,25 +308,32 @@ class Client:
         if status == 404:
             fix = "check --base-url (it ends in /v1 as a rule) and the name behind openai:"
             raise self._mistake(message, f"model {self.endpoint.model!r} at {self.endpoint.public_url}", fix) from None
-        fix = "read the message; --omit leaves out a parameter that this model does not take"
-        raise self._mistake(message, "a request that the endpoint takes", fix) from None
+        if status in _PERHAPS_THE_ITEM:
+            raise _Broken(_Fault(REJECTED, message, charged=False)) from None
+        raise self._unacceptable(message) from None
+
+    def _unacceptable(self, message: str) -> UserError:
+        fix = "read the message; --omit leaves out a parameter that this model does not take, fewer shots are shorter"
+        return self._mistake(message, "requests that the endpoint takes", fix)
 
     def _mistake(self, message: str, wanted: str, fix: str) -> UserError:
         return UserError(got=f"{self.endpoint.public_url} says {message}", wanted=wanted, fix=fix)
 
     def _message(self, error: APIStatusError) -> str:
-        """The server's words, without the key where it repeats it."""
-        body = error.body
-        text = str(body.get("message") or body) if isinstance(body, dict) else error.message
+        """The server's words, without the key where it repeats it; Gemini's stand in a list of one, some in no JSON."""
+        body: Any = error.body
+        if isinstance(body, list) and body and isinstance(body[0], dict):
+            body = body[0].get("error", body[0])
+        text = str((body.get("message") if isinstance(body, dict) else None) or body or error.message)
         key = os.environ.get(self.endpoint.key_variable)
         return (text.replace(key, "***") if key else text)[:300]
 
 
-def _declined(code: str, message: str, status: int) -> Declined | None:
-    """Whether a rejected request is about this one prompt: filtered, or too long for the model."""
+def _declined(code: str, status: int) -> Declined | None:
+    """What a rejected request says by a code of its own about this one prompt: filtered, or too long for the model."""
     if code in ("content_filter", "content_policy_violation"):
         return "content_filter"
-    if code == "context_length_exceeded" or status == 413 or "maximum context length" in message:
+    if code == "context_length_exceeded" or status == 413:
         return "prompt_too_long"
     return None
 

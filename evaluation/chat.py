@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -25,6 +26,12 @@ _STOPS = 4  # as many as the protocol allows; the answer is cut at the others he
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # OpenAI's own models refuse the old name for the limit, other servers do not know the new one.
 _NEW_LIMIT_HOSTS = ("api.openai.com", ".openai.azure.com")
+# What servers add to a name: date or number of a snapshot (2024-08-06, 20241022, 0613, 001) or of a preview
+# (preview-05-20, preview-09-2025), `latest`, a revision (@main).
+_MOVING = re.compile(r"[-:](?:latest|preview)$")
+_SNAPSHOT = re.compile(
+    r"(?:[-.](?:\d{4}-\d{2}-\d{2}|\d{8}|\d{3,4})|-(?:preview|exp)(?:-\d{2}-\d{2}(?:\d{2})?)?|[-:]latest|@\w+)$"
+)
 
 # Answers that are no answer: the model or its filter declined, or the prompt does not fit.
 Declined = Literal["refusal", "content_filter", "prompt_too_long"]
@@ -116,7 +123,9 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that the server counted; `cached` ones are part of `prompt` and may cost less."""
+    """Tokens that the server counted: `completion` with those of thinking, `prompt` with the `cached` ones, which may
+    cost less.
+    """
 
     prompt: int
     completion: int
@@ -145,6 +154,14 @@ class Reply:
     usage: Usage | None = None
     cost: int | None = None
     latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A question that no attempt got an answer to; asking again later may."""
+
+    fault: str
+    message: str
 
 
 class Unusable(Exception):
@@ -192,11 +209,15 @@ def read_reply(raw: bytes, chat: Chat) -> Reply:
 
 
 def _usage(value: Any) -> Usage | None:
+    """What is billed. Gemini leaves the tokens of its thinking out of the completion, and a completion of nothing but
+    thinking out altogether; both are billed as output and show in the total only.
+    """
     if not isinstance(value, Mapping):
         return None
-    prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens")
-    if not (_count(prompt) and _count(completion)):
+    prompt, visible, total = (value.get(f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    if not _count(prompt) or not (_count(visible) or (visible is None and _count(total))):
         return None
+    completion = max(visible or 0, total - prompt if _count(total) else 0)
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
     return Usage(prompt, completion, min(cached, prompt) if _count(cached) else 0)
@@ -228,7 +249,9 @@ def _cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
 def same_model(asked: str, reported: str) -> bool:
     """Whether a reported name can be the asked model: `gpt-4o-2024-08-06` is `gpt-4o`, `models/x` is `x`.
 
-    Servers add a date or a revision, and a provider in front; anything else is another model.
+    Servers put a provider in front and name the snapshot behind an alias, or leave it out; anything else, also another
+    snapshot than the one that was asked for, is another model.
     """
     plain, found = (name.lower().rstrip("/").rpartition("/")[2] for name in (asked, reported))
-    return found.startswith(plain) or plain.startswith(found)
+    alias = _MOVING.sub("", plain)
+    return found in (plain, _SNAPSHOT.sub("", plain)) or _SNAPSHOT.sub("", found) in (plain, alias)

@@ -93,6 +93,10 @@ class Pair:
     comparisons: int
     detectable: Detectable
 
+    def change(self, label: str) -> float:
+        """Mean of that model minus mean of the other, over the items that both have: what the test is about."""
+        return self.result.difference if label == self.a else -self.result.difference
+
     def as_json(self) -> dict[str, Any]:
         row = asdict(self.result)
         interval = {"ci95": [row.pop("low"), row.pop("high")]}

@@ -11,27 +11,40 @@ from typing import Any
 
 from evaluation.comparison import Comparison, Model, Pair
 from evaluation.economy import BreakEven
+from evaluation.intervals import Estimate
 from evaluation.paired import differs
 from evaluation.power import POWER
 from evaluation.series import Curve, Point, Spread
-from evaluation.wording import counted, gap, number, p_value, paired_sentence, plural
+from evaluation.wording import counted, gap, number, on_common, p_value, paired_sentence, plural
 from tasks.base import Metric
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the subject stands to another row on one metric, told from the subject's side."""
+    """How the subject stands to another row on one metric, told from the subject's side.
+
+    Attributes:
+        mine, theirs: each over the records that the row has a value for.
+        change: mine minus theirs over the records that both have: the difference that is tested.
+    """
 
     metric: Metric
-    mine: float
-    theirs: float
+    mine: Estimate
+    theirs: Estimate
     pair: Pair
+    change: float
+
+    @property
+    def values(self) -> str:
+        """ "91.5 % against 80.0 %", and the paired difference where that is over other records than these."""
+        values = f"{number(self.mine.mean, self.metric)} against {number(self.theirs.mean, self.metric)}"
+        common = on_common(self.pair, self.mine, self.theirs)
+        return f"{values}; {gap(self.change, self.metric)}{common}" if common else values
 
     @property
     def text(self) -> str:
         """ "values: 91.5 % against 80.0 % (p = 0.003)"."""
-        values = f"{number(self.mine, self.metric)} against {number(self.theirs, self.metric)}"
-        return f"{self.metric.name}: {values} ({p_value(self.pair.p_holm)})"
+        return f"{self.metric.name}: {self.values} ({p_value(self.pair.p_holm)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +73,14 @@ def _against(comparison: Comparison, other: Model) -> Findings:
     better, unclear, worse = [], [], []
     for metric in comparison.task.metrics:
         pair = comparison.pair(metric.name, comparison.subject.label, other.label)
-        mine, theirs = (m.scores.metrics[metric.name].mean for m in (comparison.subject, other))
-        if pair is None or mine is None or theirs is None:
+        mine, theirs = (m.scores.metrics[metric.name] for m in (comparison.subject, other))
+        if pair is None:
             continue
-        verdict = Verdict(metric, mine, theirs, pair)
+        change = pair.change(comparison.subject.label)
+        verdict = Verdict(metric, mine, theirs, pair, change)
         if not differs(pair.p_holm):
             unclear.append(verdict)
-        elif (mine > theirs) == (metric.higher_is_better is not False):
+        elif (change > 0) == (metric.higher_is_better is not False):
             better.append(verdict)
         else:
             worse.append(verdict)
@@ -116,14 +130,17 @@ def _helps(first: Point, top: Point, metric: Metric, comparison: Comparison) -> 
     pair = comparison.pair(metric.name, first.labels[0], top.labels[0])
     if pair is None or not differs(pair.p_holm):
         return "do not clearly help"
-    return "help" if _good(top, metric) > _good(first, metric) else "hurt"
+    return "help" if (pair.change(top.labels[0]) > 0) == (metric.higher_is_better is not False) else "hurt"
 
 
 def _step(a: Point, b: Point, unit: str, metric: Metric, comparison: Comparison) -> str:
-    pair = comparison.pair(metric.name, a.labels[0], b.labels[0])
-    tested = f", {p_value(pair.p_holm)}" if pair is not None and len(a.labels) == len(b.labels) == 1 else ""
     names = f"{number(a.mean, metric)} at {a.x:,.0f} {unit}, {number(b.mean, metric)} at {b.x:,.0f}"
-    return f"{names} ({gap(b.mean - a.mean, metric)}{tested})"
+    pair = comparison.pair(metric.name, a.labels[0], b.labels[0])
+    if pair is None or len(a.labels) > 1 or len(b.labels) > 1:
+        return f"{names} ({gap(b.mean - a.mean, metric)})"
+    rows = {model.label: model.scores.metrics[metric.name] for model in comparison.models}
+    common = on_common(pair, rows[pair.a], rows[pair.b])
+    return f"{names} ({gap(pair.change(b.labels[0]), metric)}{common}, {p_value(pair.p_holm)})"
 
 
 def spread_sentence(spread: Spread, comparison: Comparison) -> str:
@@ -195,7 +212,9 @@ def _reader(label: str, name: str, facts: Mapping[str, Any]) -> str:
     cost = facts.get("answers_cost_usd")
     price = "cost unknown" if cost is None or not items else f"{usd(1000 * cost / items)} per 1,000 answers"
     text = f"{label}, {name}: read by {facts.get('model')} (version {facts.get('version')}), {counted(items, 'item')}, "
-    text += f"failures: {failed}; {price}"
+    shared = int(facts.get("shared", 0))
+    once = f" ({counted(shared, 'answer')} shared by equal questions, charged once)" if shared else ""
+    text += f"failures: {failed}; {price}{once}"
     agreement = facts.get("agreement") or {}
     shown = ", ".join(f"{key} {value:.3g}" for key, value in agreement.items() if isinstance(value, int | float))
     return f"{text}; agreement over {facts.get('repeats')} readings: {shown}." if shown else f"{text}."

@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.agreement import agreement
-from evaluation.baselines import Client, Stopped, Unanswered
-from evaluation.chat import Chat, Reply
+from evaluation.baselines import Client, Stopped
+from evaluation.chat import Chat, Reply, Unanswered
 from evaluation.pool import ItemScore
 from evaluation.predictions import Predictions
 from evaluation.prices import FREE, usd
@@ -123,18 +123,19 @@ def read_all(
 
 def _merge(reader: Reader, task: Task, records: Sequence[Record], predictions: Predictions, scores: Scores) -> Scores:
     name = reader.metric.name
-    readings, replies, stopped = _read(reader, records, predictions)
+    readings, outcomes, stopped = _read(reader, records, predictions)
     items = tuple(
         replace(item, metrics={**item.metrics, name: sum(values) / len(values)} if values else item.metrics)
         for item, reading in zip(scores.items, readings, strict=True)
         for values in [reading.readable]
     )
-    facts = _facts(reader, readings, replies)
+    facts = _facts(reader, readings, [(key, reply) for key, reply in outcomes if isinstance(reply, Reply)])
     failed = sum(not reading.readable for reading in readings)
     warnings = [f"{name}: {stopped}"] if stopped else []
     if failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in facts["failures"].items())
         warnings.append(f"{name}: {failed} of {len(readings)} items have no value ({kinds}); the mean leaves them out")
+    warnings += [f"{name}: {fault}: {message}" for fault, message in _said(outcomes).items()]
     return replace(
         scores,
         items=items,
@@ -152,8 +153,10 @@ def _summary(metric: Metric, task: Task, items: Sequence[ItemScore]) -> Mapping[
 
 def _read(
     reader: Reader, records: Sequence[Record], predictions: Predictions
-) -> tuple[list[Reading], list[Reply], str | None]:
-    """Ask about every record; returns the readings in order, the replies, and why not everything was asked, if so."""
+) -> tuple[list[Reading], list[tuple[str, Reply | Unanswered]], str | None]:
+    """Ask about every record; returns the readings in order, the outcomes beside the keys of their questions, and why
+    not everything was asked, if so.
+    """
     completions = {
         record.id: found.as_completion() if (found := predictions.by_id.get(record.id)) else Completion("")
         for record in records
@@ -185,7 +188,13 @@ def _read(
         else Reading(record.id, (), (reader.blank,), (None,))
         for record in records
     ]
-    return readings, [outcome for outcome in outcomes.values() if isinstance(outcome, Reply)], stopped
+    where = reader.client.endpoint
+    return readings, [(chats[name].key(where), outcome) for name, outcome in outcomes.items()], stopped
+
+
+def _said(outcomes: Sequence[tuple[str, Reply | Unanswered]]) -> dict[str, str]:
+    """What was said about the first question of each fault."""
+    return {lost.fault: lost.message for _, lost in reversed(outcomes) if isinstance(lost, Unanswered)}
 
 
 def _reading(reader: Reader, record: Record, outcomes: Sequence[Reply | Unanswered | None]) -> Reading:
@@ -211,22 +220,24 @@ def _judged(reader: Reader, record: Record, outcome: Reply | Unanswered | None) 
     return value, "unreadable" if value is None else None
 
 
-def _facts(reader: Reader, readings: Sequence[Reading], replies: Sequence[Reply]) -> dict[str, Any]:
+def _facts(reader: Reader, readings: Sequence[Reading], replies: Sequence[tuple[str, Reply]]) -> dict[str, Any]:
     """What the report says about this measure: how it was made, what failed, what it cost.
 
     `calls` to `cost_usd_at_most` are the bill of this command; `answers_cost_usd` is what the replies cost when they
-    were first given, so a run from the cache still shows what the measure takes.
+    were first given, so a run from the cache still shows what the measure takes. Equal questions are asked and charged
+    once: `shared` answers cost nothing more.
     """
     client = reader.client
     values = Counter(value for reading in readings for value in reading.readable)
     failures = Counter(kind for reading in readings for kind in reading.failures if kind)
-    costs = [reply.cost for reply in replies if reply.cost is not None and client.price != FREE]
+    asked = dict(replies)
+    costs = [reply.cost for reply in asked.values() if reply.cost is not None and client.price != FREE]
     repeated = agreement([reading.readable for reading in readings]) if reader.repeats > 1 else None
     return {
         "version": reader.version,
         "model": client.endpoint.model,
         "base_url": client.endpoint.public_url,
-        "snapshots": dict(Counter(reply.snapshot for reply in replies if reply.snapshot)),
+        "snapshots": dict(Counter(reply.snapshot for _, reply in replies if reply.snapshot)),
         "temperature": reader.temperature,
         "repeats": reader.repeats,
         "items": len(readings),
@@ -237,5 +248,6 @@ def _facts(reader: Reader, readings: Sequence[Reading], replies: Sequence[Reply]
         "price": client.price.as_json() if client.price else None,
         **client.ledger.totals(client.purpose).as_json(priced=client.price is not None),
         "answers": len(replies),
+        "shared": len(replies) - len(asked),
         "answers_cost_usd": usd(sum(costs)) if costs else None,
     }

@@ -154,10 +154,31 @@ class Ledger:
         """Close a call that brought an answer, and keep the answer."""
         with self._changed, self._db:
             self._close(call, "answered", None, reply.cost, reply.usage, reply.latency_s)
-            self._db.execute(
-                "INSERT OR REPLACE INTO answers (key, asked, request, reply) VALUES (?, ?, ?, ?)",
-                (key, _now(), json.dumps(request), json.dumps(asdict(reply))),
-            )
+            self._keep(key, request, reply)
+
+    def keep(self, key: str, request: Mapping[str, Any], reply: Reply) -> None:
+        """Keep an answer that became one after its call was closed."""
+        with self._changed, self._db:
+            self._keep(key, request, reply)
+
+    def _keep(self, key: str, request: Mapping[str, Any], reply: Reply) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO answers (key, asked, request, reply) VALUES (?, ?, ?, ?)",
+            (key, _now(), json.dumps(request), json.dumps(asdict(reply))),
+        )
+
+    def accepted(self, purpose: str) -> bool:
+        """Whether a model has worked on a request of this run, whatever it answered.
+
+        One that was turned away and counts as answered all the same (a filter) has a cost of 0 and no tokens.
+        """
+        with self._changed:
+            row = self._db.execute(
+                "SELECT 1 FROM calls WHERE run = ? AND purpose = ? AND state = 'answered' "
+                "AND (cost IS NULL OR prompt_tokens IS NOT NULL) LIMIT 1",
+                (self.run, purpose),
+            ).fetchone()
+        return row is not None
 
     def failed(self, call: int, fault: str, *, cost: int | None, usage: Usage | None, latency_s: float) -> None:
         """Close a call that brought none; a `cost` of None may be anything up to its ceiling."""

@@ -20,11 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation import prediction_file, prices
-from evaluation.baselines import Client, Stopped, Unanswered, connect
-from evaluation.chat import Chat, Endpoint, Reply, same_model
+from evaluation.baselines import Client, Stopped, connect
+from evaluation.chat import Chat, Endpoint, Reply, Unanswered, same_model
 from evaluation.ledger import Budget, Ledger
 from evaluation.predictions import Prediction
 from evaluation.prices import Price
+from evaluation.rejections import REJECTED
 from evaluation.retries import Policy
 from tasks import shots as worked_examples
 from tasks.base import Record, Task, UserError
@@ -117,16 +118,17 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         missing = {name: chat for name, chat in chats.items() if name not in done}
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
         started = time.perf_counter()
-        unanswered: Counter[str] = Counter()
+        lost: list[Unanswered] = []
         try:
-            stopped = _ask(request, client, missing, unanswered)
+            stopped = _ask(request, client, missing, _shared(chats, request.endpoint), lost)
         finally:
             rows = prediction_file.finish(request.out, [record.id for record in records])
             spent = {"seconds": round(seconds + time.perf_counter() - started, 2)}
-            prediction_file.write_meta(request.out, facts | spent | account(rows, ledger, client, unanswered))
+            prediction_file.write_meta(request.out, facts | spent | account(rows, ledger, client, lost))
     wanted = {record.id for record in records}
     have = sum(row.id in wanted for row in rows)
-    return Outcome(have, dict(unanswered), len(wanted) - have, stopped, _warnings(rows, request.endpoint))
+    warnings = (*_warnings(rows, request.endpoint), *_rejections(lost))
+    return Outcome(have, _counts(lost), len(wanted) - have, stopped, warnings)
 
 
 def _chats(request: ApiRequest, records: Sequence[Record]) -> dict[str, Chat]:
@@ -138,6 +140,17 @@ def _chats(request: ApiRequest, records: Sequence[Record]) -> dict[str, Chat]:
         train = load(task, "train", request.source, columns=columns)
         shots = worked_examples.pick(task, request.shots, train, asked)
     return {r.id: Chat(task.baseline_prompt(r, shots), task.max_new_tokens, task.baseline_stop) for r in records}
+
+
+def _shared(chats: Mapping[str, Chat], endpoint: Endpoint) -> frozenset[str]:
+    """Records whose question equals that of an earlier one: it is asked and paid for once, and once is in the bill.
+
+    By the order of the records, so that it does not depend on which process got the answer, or when.
+    """
+    first: dict[str, str] = {}
+    for name, chat in chats.items():
+        first.setdefault(chat.key(endpoint), name)
+    return frozenset(chats).difference(first.values())
 
 
 @contextmanager
@@ -164,7 +177,9 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
     return {**names, **row, **where, "identity": request.identity}
 
 
-def _ask(request: ApiRequest, client: Client, missing: Mapping[str, Chat], unanswered: Counter[str]) -> str | None:
+def _ask(
+    request: ApiRequest, client: Client, missing: Mapping[str, Chat], shared: frozenset[str], lost: list[Unanswered]
+) -> str | None:
     """Ask and write, one line per answer as it comes; returns why not everything was asked, if so."""
     with (
         request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -174,25 +189,33 @@ def _ask(request: ApiRequest, client: Client, missing: Mapping[str, Chat], unans
             for identity, outcome in client.ask_all(missing):
                 bar.update()
                 if isinstance(outcome, Unanswered):
-                    unanswered[outcome.fault] += 1
+                    lost.append(outcome)
                 else:
-                    file.write(prediction(identity, outcome, request, client.price).as_line() + "\n")
+                    line = prediction(identity, outcome, request, client.price, shared=identity in shared).as_line()
+                    file.write(line + "\n")
                     file.flush()
         except Stopped as reason:
             return str(reason)
     return None
 
 
-def prediction(identity: str, reply: Reply, request: ApiRequest, price: Price | None) -> Prediction:
+def prediction(
+    identity: str, reply: Reply, request: ApiRequest, price: Price | None, *, shared: bool = False
+) -> Prediction:
     """The line of one answer. A refusal's words are its completion; `declined` says that it is one.
 
     Answers from this machine say nothing of their cost: no API charges them, but what the machine costs is not known.
+
+    Args:
+        shared: the answer is that of another record with the same question, which has its cost and its latency.
     """
+    cost = None if reply.cost is None or price == prices.FREE else prices.usd(0 if shared else reply.cost)
     extra = {
         "snapshot": reply.snapshot,
         "declined": reply.declined,
-        "cost_usd": None if reply.cost is None or price == prices.FREE else prices.usd(reply.cost),
-        "latency_s": reply.latency_s,
+        "cost_usd": cost,
+        "shared": shared or None,
+        "latency_s": None if shared else reply.latency_s,
     }
     return Prediction(
         id=identity,
@@ -206,13 +229,12 @@ def prediction(identity: str, reply: Reply, request: ApiRequest, price: Price | 
     )
 
 
-def account(
-    rows: Sequence[Prediction], ledger: Ledger, client: Client, unanswered: Mapping[str, int]
-) -> dict[str, Any]:
+def account(rows: Sequence[Prediction], ledger: Ledger, client: Client, lost: Sequence[Unanswered]) -> dict[str, Any]:
     """What the answers cost and how they came.
 
     `calls` to `cost_usd_at_most` are this file's own bill; `answers_cost_usd` is what the answers cost when they were
-    asked, by whichever run, and so what a user without a cache would pay.
+    asked, by whichever run, and so what a user without a cache would pay. Equal questions are asked and charged once:
+    `shared` answers cost nothing more.
     """
     totals = ledger.totals()
     latencies = [row.extra["latency_s"] for row in rows if "latency_s" in row.extra]
@@ -222,10 +244,21 @@ def account(
         "answers": len(rows),
         "answers_cost_usd": round(sum(costs), 12) if costs else None,
         "latency_s": round(sum(latencies) / len(latencies), 4) if latencies else None,
-        "unanswered": dict(unanswered),
+        "shared": sum("shared" in row.extra for row in rows),
+        "unanswered": _counts(lost),
+        "unanswered_why": {row.fault: row.message for row in reversed(lost)},
         "declined": dict(Counter(row.extra["declined"] for row in rows if "declined" in row.extra)),
         "snapshots": dict(Counter(row.extra["snapshot"] for row in rows if "snapshot" in row.extra)),
     }
+
+
+def _counts(lost: Sequence[Unanswered]) -> dict[str, int]:
+    return dict(Counter(row.fault for row in lost))
+
+
+def _rejections(lost: Sequence[Unanswered]) -> list[str]:
+    said = [row.message for row in lost if row.fault == REJECTED]
+    return [f"{len(said)} prompts were rejected and have no answer, the first one with {said[0]!r}"] if said else []
 
 
 def _warnings(rows: Sequence[Prediction], endpoint: Endpoint) -> tuple[str, ...]:

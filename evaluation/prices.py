@@ -7,20 +7,18 @@ exact. Prices are facts of a day; the report prints the day.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from evaluation.chat import Chat, Endpoint, Usage
+from evaluation.chat import Chat, Endpoint, Usage, same_model
 from tasks.base import UserError
 
 PICO = 10**12  # picodollars per dollar
 _MILLION = 10**6
 _FRAME_TOKENS = 64  # of a chat template around one message, more than any of them takes
-_DATE = re.compile(r"(?:-\d{4}-\d{2}-\d{2}|-\d{4}|-\d{3}|-latest|-preview)+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,12 @@ def _price(input: str, output: str, cached: str | None, as_of: str, source: str)
 
 # USD per million tokens: input, output, cached input. List prices for prompts under 200,000 tokens.
 _OPENAI, _GEMINI = ("2025-09", "OpenAI's pricing page"), ("2025-09", "Google's Gemini API pricing page")
+_RETIRED = ("2024-01", "OpenAI's pricing page, older models")
 TABLE: Mapping[str, Price] = {
     "gpt-3.5-turbo": _price("0.50", "1.50", None, *_OPENAI),
+    "gpt-3.5-turbo-1106": _price("1", "2", None, *_RETIRED),
+    "gpt-3.5-turbo-0613": _price("1.50", "2", None, *_RETIRED),
+    "gpt-3.5-turbo-0301": _price("1.50", "2", None, *_RETIRED),
     "gpt-4": _price("30", "60", None, *_OPENAI),
     "gpt-4-1106-preview": _price("10", "30", None, *_OPENAI),
     "gpt-4-0125-preview": _price("10", "30", None, *_OPENAI),
@@ -86,21 +88,42 @@ TABLE: Mapping[str, Price] = {
     "gemini-2.5-flash-lite": _price("0.10", "0.40", None, *_GEMINI),
     "gemini-2.5-pro": _price("1.25", "10", None, *_GEMINI),
 }
+# Snapshots whose list price is that of another name in the table. Any other snapshot has no known price: some cost
+# three times what their family costs today.
+SNAPSHOTS: Mapping[str, str] = {
+    "gpt-3.5-turbo-0125": "gpt-3.5-turbo",
+    "gpt-4-0314": "gpt-4",
+    "gpt-4-0613": "gpt-4",
+    "gpt-4-turbo-preview": "gpt-4-turbo",
+    "gpt-4-turbo-2024-04-09": "gpt-4-turbo",
+    "gpt-4o-2024-08-06": "gpt-4o",
+    "gpt-4o-2024-11-20": "gpt-4o",
+    "gpt-4o-mini-2024-07-18": "gpt-4o-mini",
+    "gpt-4.1-2025-04-14": "gpt-4.1",
+    "gpt-4.1-mini-2025-04-14": "gpt-4.1-mini",
+    "gpt-4.1-nano-2025-04-14": "gpt-4.1-nano",
+    "gpt-5-2025-08-07": "gpt-5",
+    "gpt-5-mini-2025-08-07": "gpt-5-mini",
+    "gpt-5-nano-2025-08-07": "gpt-5-nano",
+    "gemini-2.0-flash-001": "gemini-2.0-flash",
+}
 FREE = Price(0, 0, 0, as_of="always", source="an endpoint on this machine")
 
 
 def find(endpoint: Endpoint, file: Path | None = None) -> Price | None:
     """The price of a model: from the user's file, else the table, else nothing on loopback; None: not known.
 
-    A dated snapshot (`gpt-4.1-2025-04-14`) costs what its family costs unless it is listed itself.
+    Never that of a relative: a snapshot costs what its family costs only where SNAPSHOTS says so.
     """
     own = read(file) if file else {}
     name = endpoint.model.rpartition("/")[2]
     for table in (own, TABLE):
-        for known in (endpoint.model, name, _DATE.sub("", name)):
+        for known in (endpoint.model, name, SNAPSHOTS.get(name, name)):
             if known in table:
                 return table[known]
-    return FREE if endpoint.loopback else None
+    # what answers on this machine to the name of a priced model is a proxy
+    priced = any(same_model(known, name) for known in (*own, *TABLE))
+    return FREE if endpoint.loopback and not priced else None
 
 
 def read(file: Path) -> dict[str, Price]:

@@ -74,16 +74,25 @@ def headline(comparison: Comparison) -> str:
 
 def _clause(comparison: Comparison, other: Model, *, best_of: int) -> str:
     metric = comparison.metric
-    mine, theirs = (m.scores.metrics[metric.name].mean for m in (comparison.subject, other))
+    mine, theirs = (m.scores.metrics[metric.name] for m in (comparison.subject, other))
     pair = comparison.pair(metric.name, comparison.subject.label, other.label)
     name = other.label + (f", the best of the {best_of} other rows" if best_of > 1 else "")
-    if mine is None or theirs is None or pair is None:
+    if pair is None:
         return f"nothing to set against {name}"
-    size = gap(abs(mine - theirs), metric).lstrip("+")
-    facts = f"{number(theirs, metric)}; {p_value(pair.p_holm)}"
+    change = pair.change(comparison.subject.label)
+    size = gap(abs(change), metric).lstrip("+")
+    common = on_common(pair, mine, theirs)
+    facts = f"{number(theirs.mean, metric)}; {p_value(pair.p_holm)}"
     if not differs(pair.p_holm):
-        return f"not clearly different from {name} ({facts}: chance could explain the {size})"
-    return f"{size} {'above' if mine > theirs else 'below'} {name} ({facts})"
+        return f"not clearly different from {name} ({facts}: chance could explain the {size}{common})"
+    return f"{size} {'above' if change > 0 else 'below'} {name}{common} ({facts})"
+
+
+def on_common(pair: Pair, *estimates: Estimate) -> str:
+    """ " on the 60 records that both have a value for", where these are not the records of both means; else ""."""
+    if all(estimate.n == pair.result.n for estimate in estimates):
+        return ""
+    return f" on the {counted(pair.result.n, 'record')} that both have a value for"
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -94,7 +103,7 @@ def _verdict(comparison: Comparison) -> str:
     pair = comparison.pair(metric.name, subject.label, base.label)
     if pair is None or not differs(pair.p_holm):
         return ", so this test shows no gain from fine-tuning"
-    change = pair.result.difference if pair.a == subject.label else -pair.result.difference
+    change = pair.change(subject.label)
     better = change > 0 if metric.higher_is_better is not False else change < 0
     return "" if better else ", so fine-tuning made this measure worse"
 

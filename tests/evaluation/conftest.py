@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 import tasks
 from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
-from evaluation.predictions import Prediction, write_predictions
+from evaluation.predictions import Prediction, Predictions, write_predictions
+from evaluation.score import score, write_scores
 from tasks.base import Record, Task
 
 sys.path.append(str(Path(__file__).parent))  # for `import scripted_server`: there is no package under tests/
@@ -53,5 +55,23 @@ def entry(tmp_path: Path, fake_task: Task) -> Callable[..., Entry]:
         path = tmp_path / "predictions" / f"{label.replace('/', '_')[:40]}.jsonl"
         write_predictions(path, rows)
         return Entry(label, path, details=details)
+
+    return build
+
+
+@pytest.fixture
+def partly(tmp_path: Path, fake_task: Task, many: list[Record]) -> Callable[..., Entry]:
+    """Build an entry of stored scores in which `correct` has a value at the places of `right` only, as where a judge
+    could not read the other replies.
+    """
+
+    def build(label: str, right: Mapping[int, bool], **details: object) -> Entry:
+        scores = score(fake_task, many, Predictions(label, {many[0].id: Prediction(many[0].id, "x")}))
+        items = tuple(
+            replace(item, metrics={"correct": float(right[place])} if place in right else {})
+            for place, item in enumerate(scores.items)
+        )
+        write_scores(tmp_path / "scored" / label, replace(scores, items=items))
+        return Entry(label, tmp_path / "scored" / label, details=details)
 
     return build

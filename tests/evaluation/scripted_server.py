@@ -125,9 +125,9 @@ def status(code: int, error: Mapping[str, Any] | None = None, **headers: str) ->
     return act
 
 
-def raw(body: bytes, *, content_type: str = "application/json") -> Action:
-    """200 with these bytes."""
-    return lambda handler, seen: handler.send(200, body, {"content-type": content_type})
+def raw(body: bytes, *, code: int = 200, content_type: str = "application/json") -> Action:
+    """200, or another status, with these bytes."""
+    return lambda handler, seen: handler.send(code, body, {"content-type": content_type})
 
 
 def json_body(body: Any) -> Action:

@@ -21,10 +21,11 @@ import scripted_server as server
 from scripted_server import Action, Server, serve
 
 from evaluation import chat, prices
-from evaluation.baselines import GIVE_UP_AFTER, Client, Stopped, Unanswered, connect
-from evaluation.chat import Chat, Reply
+from evaluation.baselines import GIVE_UP_AFTER, Client, Stopped, connect
+from evaluation.chat import Chat, Reply, Unanswered
 from evaluation.ledger import Budget, Ledger, Totals
 from evaluation.prices import PICO, Price
+from evaluation.rejections import SUSPICIOUS_AFTER
 from evaluation.retries import Policy
 from tasks.base import UserError
 
@@ -127,7 +128,12 @@ PASSING: dict[str, tuple[list[Action], list[float], dict[str, int], int]] = {
     "503 with Retry-After": ([server.status(503, retry_after="3")], [4.0], {"server_error": 1}, 0),
     "504, perhaps charged": ([server.status(504)], [1.0], {"server_error": 1}, 1),
     "408 and 409": ([server.status(408), server.status(409)], [1.0, 2.0], {"server_error": 2}, 1),
-    "an error page in HTML": ([server.status(502)], [1.0], {"server_error": 1}, 0),
+    "an error page in HTML": (
+        [server.raw(b"<html><h1>502 Bad Gateway</h1></html>", code=502, content_type="text/html")],
+        [1.0],
+        {"server_error": 1},
+        0,
+    ),
     "dropped before the headers": ([server.drop_before_headers], [1.0], {"connection": 1}, 1),
     "dropped in the body": ([server.drop_in_body], [1.0], {"connection": 1}, 1),
     "truncated JSON": ([server.raw(b'{"choices": [{"message": {"con')], [1.0], {"malformed": 1}, 1),
@@ -275,8 +281,6 @@ def test_a_retry_after_beyond_all_patience_ends_the_run(start: Start) -> None:
         (401, {"message": "Incorrect API key provided"}, "OPENAI_API_KEY"),
         (403, {"message": "no access to this model"}, "no access"),
         (404, {"message": "The model `tiny` does not exist"}, "--base-url"),
-        (400, {"message": "Unsupported parameter: 'temperature'", "param": "temperature"}, "--omit"),
-        (422, {"message": "max_tokens: too large"}, "too large"),
         (429, {"message": "You exceeded your quota", "code": "insufficient_quota"}, "credit"),
     ],
 )
@@ -289,6 +293,167 @@ def test_a_rejected_request_is_a_user_error_at_once(start: Start, code: int, err
     assert len(api.server.seen) == 1
     assert api.waits == []
     assert (api.totals().cost, api.totals().uncertain) == (0, 0)
+
+
+# --- 400 and 422: about one item where others are accepted, about the configuration where none is
+
+CONFIGURATION = {"message": "Unsupported parameter: 'temperature'", "param": "temperature"}
+# how servers say that a prompt does not fit; the numbers differ from item to item
+LONG = {
+    "llama.cpp": {"message": "request (612 tokens) exceeds the available context size (512 tokens), try increasing it"},
+    "vLLM": {"message": "This model's maximum context length is 512 tokens. However, you requested 700 tokens"},
+    "Gemini": {"message": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."},
+}
+TWENTY = tuple(f"{number:03d}" for number in range(20))
+
+
+def rejecting(*odd: str, code: int = 400, error: dict[str, str] | None = None, after_s: float = 0.0) -> Action:
+    """Rejects these prompts, at once, and answers the others, after a while."""
+    answer = server.slow(after_s)
+
+    def act(handler: server.Handler, seen: server.Seen) -> None:
+        (server.status(code, error or {"message": "bad input"}) if seen.prompt in odd else answer)(handler, seen)
+
+    return act
+
+
+@pytest.mark.parametrize(("code", "error"), [(400, CONFIGURATION), (422, {"message": "max_tokens: too large"})])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_configuration_that_is_rejected_is_a_user_error_after_a_few_items(
+    start: Start, code: int, error: dict[str, str], concurrency: int
+) -> None:
+    api = start(otherwise=server.status(code, error), concurrency=concurrency)
+    with pytest.raises(UserError, match="--omit") as raised:
+        api.ask(*TWENTY, "x")
+    assert error["message"] in str(raised.value)
+    assert SUSPICIOUS_AFTER < len(api.server.seen) <= SUSPICIOUS_AFTER + concurrency
+    assert api.server.seen[-1].prompt == "x", "the shortest prompt has the last word"
+    assert len({seen.prompt for seen in api.server.seen}) == len(api.server.seen), "different items, each asked once"
+    assert api.waits == []
+    assert (api.totals().cost, api.totals().uncertain) == (0, 0)
+    assert api.totals().faults == {"rejected": len(api.server.seen)}
+
+
+def test_fewer_items_that_are_all_rejected_are_the_configurations_fault(start: Start) -> None:
+    api = start(otherwise=server.status(400, CONFIGURATION))
+    with pytest.raises(UserError, match="Unsupported"):
+        api.ask()
+    assert len(api.server.seen) == len(WORDS)
+
+
+@pytest.mark.parametrize("code", [400, 422])
+@pytest.mark.parametrize("odd", WORDS)
+def test_a_rejected_item_is_unanswered_where_others_are_accepted_before_or_after(
+    start: Start, code: int, odd: str
+) -> None:
+    api = start(otherwise=rejecting(odd, code=code))
+    found = api.ask()
+    assert found.pop(odd) == Unanswered("rejected", f"{code}: bad input")
+    check_whole(api, found, tuple(word for word in WORDS if word != odd))
+    assert api.totals().faults == {"rejected": 1}
+    assert api.server.count(odd) == 1, "asking again would change nothing"
+
+
+def test_a_run_goes_on_where_only_rejected_items_are_left(start: Start) -> None:
+    """Nothing is accepted by the second process: the ledger of the run knows that the first had answers."""
+    api = start(otherwise=rejecting(*TWENTY[:12]))
+    assert sum(isinstance(outcome, Reply) for outcome in api.ask(*reversed(TWENTY)).values()) == 8
+    api.ledger.close()
+    again = start(at=api.server)
+    found = again.ask(*TWENTY[:12])
+    assert {outcome.fault for outcome in found.values() if isinstance(outcome, Unanswered)} == {"rejected"}
+    assert len(found) == 12
+    assert again.totals().cost == bill(*TWENTY[12:])
+
+
+def test_answers_from_the_cache_show_that_the_configuration_is_right(start: Start) -> None:
+    api = start(otherwise=rejecting("odd"))
+    api.ask("abc")
+    other = start(at=api.server, run="other")
+    found = other.ask("odd", "abc")
+    assert isinstance(found["odd"], Unanswered)
+    assert isinstance(found["abc"], Reply)
+
+
+def test_a_slow_first_answer_saves_a_run_whose_other_items_are_rejected_meanwhile(start: Start) -> None:
+    """Three threads see nothing but rejections while the fourth waits: none of them may judge before it is back."""
+    api = start(otherwise=rejecting(*TWENTY[1:9], after_s=0.3), concurrency=4)
+    found = api.ask(*TWENTY)
+    assert {word for word, outcome in found.items() if isinstance(outcome, Unanswered)} == set(TWENTY[1:9])
+    check_whole(api, {w: o for w, o in found.items() if isinstance(o, Reply)}, (TWENTY[0], *TWENTY[9:]))
+
+
+@pytest.mark.parametrize("server_name", LONG)
+def test_prompts_that_do_not_fit_are_declined_also_when_the_first_ones_are_among_them(
+    start: Start, server_name: str
+) -> None:
+    """The shortest prompt is asked before the configuration is blamed. A second run asks nothing."""
+    long = tuple(f"{number:03d} and much more" for number in range(8))
+    api = start(otherwise=rejecting(*long, error=LONG[server_name]))
+    found = api.ask(*long, *WORDS)
+    declined = {word: outcome for word, outcome in found.items() if word in long}
+    assert set(declined.values()) == {Reply(text="", declined="prompt_too_long", cost=0)}
+    assert set(declined) == set(long)
+    check_whole(api, {word: found[word] for word in WORDS})
+    seen = len(api.server.seen)
+    assert api.ask(*long, *WORDS) == found
+    assert len(api.server.seen) == seen == len(found)
+
+
+def test_a_context_that_no_prompt_fits_is_the_configurations_fault_and_nothing_is_kept(start: Start) -> None:
+    api = start(otherwise=server.status(400, LONG["vLLM"]))
+    with pytest.raises(UserError, match="maximum context length"):
+        api.ask(*TWENTY)
+    api.server.otherwise = server.answer()
+    found = api.ask(*TWENTY)
+    assert {word: outcome.text for word, outcome in found.items() if isinstance(outcome, Reply)} == {
+        word: word[::-1] for word in TWENTY
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [{"error": {"code": 400, **LONG["Gemini"], "status": "INVALID_ARGUMENT"}}],
+        {"error": LONG["llama.cpp"]["message"]},
+        {"detail": "prompt is too long: 900 tokens"},
+        b"the input exceeds the context window",
+    ],
+)
+def test_the_servers_words_are_found_where_it_puts_them(start: Start, body: Any) -> None:
+    def act(handler: server.Handler, seen: server.Seen) -> None:
+        handler.send(400, body) if seen.prompt == "defg" else server.answer()(handler, seen)
+
+    found = start(otherwise=act).ask()["defg"]
+    assert isinstance(found, Reply)
+    assert found.declined == "prompt_too_long"
+
+
+def test_rejections_in_different_words_are_no_proof(start: Start) -> None:
+    def act(handler: server.Handler, seen: server.Seen) -> None:
+        words = "unknown character" if int(seen.prompt) % 2 else "odd number of quotes"
+        (server.answer() if seen.prompt == "019" else server.status(400, {"message": words}))(handler, seen)
+
+    found = start(otherwise=act).ask(*TWENTY)
+    assert isinstance(found["019"], Reply)
+    assert sum(isinstance(outcome, Unanswered) for outcome in found.values()) == 19
+
+
+def test_rejections_beside_faults_and_a_budget_are_unanswered_and_not_lost(start: Start) -> None:
+    def act(handler: server.Handler, seen: server.Seen) -> None:
+        server.status(400 if seen.prompt == "abc" else 500)(handler, seen)
+
+    found = start(otherwise=act).ask()
+    assert {word: outcome.fault for word, outcome in found.items() if isinstance(outcome, Unanswered)} == {
+        "abc": "rejected",
+        "defg": "server_error",
+        "hij": "server_error",
+    }
+    api = start(otherwise=rejecting("abc"), budget=Budget(requests=1), run="small")
+    outcomes = []
+    with pytest.raises(Stopped, match="1 requests"):
+        outcomes.extend(api.client.ask_all({word: Chat(word, 10) for word in WORDS}))
+    assert outcomes == [("abc", Unanswered("rejected", "400: bad input"))]
 
 
 def test_the_key_is_sent_and_never_shown(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -388,6 +553,17 @@ def test_cached_prompt_tokens_cost_their_own_price(start: Start) -> None:
     api = start(otherwise=server.answer(usage=usage))
     api.ask("abc")
     assert api.totals().cost == 2 * PRICE.input + 8 * PRICE.cached_input + 2 * PRICE.output
+
+
+def test_thinking_that_only_the_total_counts_is_charged_and_held_against_the_budget(start: Start) -> None:
+    """Gemini's endpoint: 9 prompt tokens, 1 of the answer and 93 of thinking."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 103}
+    one = 9 * PRICE.input + 94 * PRICE.output
+    api = start(otherwise=server.answer(usage=usage), budget=Budget(cost=2 * one + CEILING - 1))
+    with pytest.raises(Stopped, match="budget"):
+        api.ask("abc", "def", "ghi")
+    assert (api.totals().cost, api.totals().completion_tokens) == (2 * one, 2 * 94)
+    assert len(api.server.seen) == 2
 
 
 def test_a_stop_text_is_cut_off_where_the_server_ignores_it(start: Start) -> None:

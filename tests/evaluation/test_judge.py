@@ -92,6 +92,22 @@ def test_grades_reach_items_and_summary(
     assert [row["replies"] for row in rows] == [["5"], ["Score: 2/5"], ["評価：４"], [], ["**4**"]]
 
 
+def test_equal_questions_are_in_the_cost_once_as_they_are_in_the_ledger(
+    judged_task: Task, words: list[Record], client_of: Callable[..., Client], tmp_path: Path
+) -> None:
+    """Two of three records have the same word and the same answer; 1 and 2 USD per million tokens."""
+    same = [words[0], Record("again", words[0].fields), words[1]]
+    predictions = Predictions("p", {record.id: Prediction(record.id, "cba") for record in same})
+    price = prices.Price(10**6, 2 * 10**6, 10**6, "t", "t")
+    with serve(otherwise=server.answer(content="4")) as state:
+        client = replace(client_of(state), price=price)
+        facts = run(judging(judged_task, client), judged_task, same, predictions).assisted["judged"]
+        assert len(state.seen) == 2
+        prompts = sum(len(seen.prompt) for seen in state.seen)
+    assert (facts["answers"], facts["shared"], facts["calls"]) == (3, 1, 2)
+    assert facts["answers_cost_usd"] == facts["cost_usd"] == pytest.approx((prompts + 2 * 2 * 3) / 1e6, rel=1e-12)
+
+
 def test_failures_are_counted_under_their_names_and_are_neither_zero_nor_an_answer(
     judged_task: Task, words: list[Record], answers: Predictions, client_of: Callable[..., Client]
 ) -> None:
@@ -105,8 +121,20 @@ def test_failures_are_counted_under_their_names_and_are_neither_zero_nor_an_answ
     assert [item.metrics.get("judged") for item in found.items] == [None, 5, None, 1, None]
     assert (found.metrics["judged"].mean, found.metrics["judged"].n) == (3.0, 2)
     assert found.assisted["judged"]["failures"] == {"refusal": 1, "server_error": 1, "unreadable": 1}
-    assert "3 of 5 items have no value" in found.warnings[-1]
+    assert "3 of 5 items have no value" in found.warnings[-2]
+    assert found.warnings[-1] == "judged: server_error: 500: scripted 500"
     assert found.n == 5
+
+
+def test_a_rejected_question_is_a_failure_with_its_words_and_the_others_are_graded(
+    judged_task: Task, words: list[Record], answers: Predictions, client_of: Callable[..., Client]
+) -> None:
+    script = {0: server.status(400, {"message": "no such token"}), 1: server.status(400, {"message": "input too long"})}
+    with serve(script, server.answer(content="4")) as state:
+        found = run(judging(judged_task, client_of(state)), judged_task, words, answers)
+    assert found.assisted["judged"]["failures"] == {"prompt_too_long": 1, "rejected": 1}
+    assert found.metrics["judged"].n == 3
+    assert found.warnings[-1] == "judged: rejected: 400: no such token"
 
 
 @pytest.mark.parametrize(

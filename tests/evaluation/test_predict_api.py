@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from scripted_server import Server, serve
 import tasks
 from evaluation import predict_api
 from evaluation.chat import Chat, endpoint
+from evaluation.economy import usage
 from evaluation.ledger import Budget
 from evaluation.predict_api import ApiRequest, Outcome
 from evaluation.predictions import read_predictions
 from evaluation.retries import Policy
 from ray_jobs.cli import main
-from tasks.base import UserError
+from tasks.base import Task, UserError
 from tasks.sources import load
 
 TASK = tasks.get("viggo")
@@ -102,6 +104,50 @@ def test_the_meta_file_has_the_bill(tmp_path: Path) -> None:
     assert (from_cache["calls"], from_cache["cost_usd"]) == (0, 0.0)
     assert from_cache["answers_cost_usd"] == facts["answers_cost_usd"]
     assert again.out.read_text() == wanted.out.read_text(), "the second run is the first to the byte"
+
+
+def _with_repetitions(task: Task) -> Task:
+    """Asks the same of records in threes."""
+    numbers = {record.id: place // 3 for place, record in enumerate(RECORDS)}
+    return replace(task, baseline_prompt=lambda record, shots: f"question {numbers[record.id]}")
+
+
+@pytest.mark.parametrize("cut", [0, 2, 5])
+def test_equal_questions_are_in_the_cost_once_as_they_are_in_the_ledger(tmp_path: Path, cut: int) -> None:
+    """Also where a line of the file is lost and its question is answered from the ledger."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("tiny: {input: 2, output: 10}\n")
+    with serve() as state:
+        wanted = request(state, tmp_path, price_file=prices, task=_with_repetitions(TASK))
+        run(wanted)
+        lines = wanted.out.read_text().splitlines(keepends=True)
+        if cut:
+            wanted.out.write_text("".join(lines[:cut] + lines[cut + 1 :]))
+            run(wanted)
+        assert len(state.seen) == N // 3
+    facts, rows = meta(wanted), list(read_predictions(wanted.out).by_id.values())
+    assert (facts["calls"], facts["answers"], facts["shared"]) == (N // 3, N, N - N // 3)
+    assert facts["answers_cost_usd"] == pytest.approx(facts["cost_usd"], rel=1e-12)
+    assert facts["cost_usd"] == pytest.approx((2 * 10 + 10 * 3) * N / 3 / 1e6, rel=1e-12)
+    assert usage({}, rows, None).cost_per_1000_usd == pytest.approx(1000 * facts["cost_usd"] / N, rel=1e-12)
+    assert wanted.out.read_text() == "".join(lines)
+
+
+def test_a_rejected_record_is_missing_with_its_reason_and_a_long_one_is_declined(tmp_path: Path) -> None:
+    reject = {3: server.status(400, {"message": "no such token"}), 5: server.status(422, {"message": "input too long"})}
+    with serve(reject) as state:
+        wanted = request(state, tmp_path, concurrency=1)
+        outcome = run(wanted)
+        assert (outcome.answered, outcome.missing, outcome.unanswered) == (N - 1, 1, {"rejected": 1})
+        assert "rejected" in outcome.warnings[-1]
+        assert "no such token" in outcome.warnings[-1]
+        facts = meta(wanted)
+        assert facts["unanswered_why"] == {"rejected": "400: no such token"}
+        assert facts["declined"] == {"prompt_too_long": 1}
+        state.script = {N: server.status(400, {"message": "no such token"})}
+        assert run(wanted).missing == 1, "a run with nothing but a rejected record ends, and blames no one else"
+        assert run(wanted).complete
+        assert len(state.seen) == N + 2
 
 
 def test_a_budget_stops_cleanly_and_more_of_it_goes_on(tmp_path: Path) -> None:

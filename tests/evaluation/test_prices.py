@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evaluation import prices
-from evaluation.chat import Chat, endpoint
+from evaluation.chat import Chat, endpoint, same_model
 from evaluation.chat import Usage as U
 from tasks.base import UserError
 
@@ -43,6 +43,28 @@ def test_sums_of_many_small_amounts_are_exact() -> None:
 )
 def test_a_snapshot_costs_what_its_family_costs(model: str, known: str) -> None:
     assert of(model) == prices.TABLE[known]
+
+
+@pytest.mark.parametrize(
+    ("model", "input", "output"),
+    [("gpt-3.5-turbo-1106", 1.0, 2.0), ("gpt-3.5-turbo-0613", 1.5, 2.0), ("gpt-3.5-turbo-0301", 1.5, 2.0)],
+)
+def test_older_snapshots_have_their_own_price(model: str, input: float, output: float) -> None:
+    price = of(model)
+    assert price is not None
+    assert (price.as_json()["input_usd_per_million"], price.as_json()["output_usd_per_million"]) == (input, output)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-2031-01-01", "gemini-2.5-flash-preview-05-20", "gpt-4o-latest"])
+@pytest.mark.parametrize("url", [None, "http://localhost:4000/v1"])
+def test_the_price_of_an_unlisted_snapshot_is_not_known(model: str, url: str | None) -> None:
+    assert of(model, url) is None
+
+
+def test_snapshots_are_of_their_family_and_not_listed_twice() -> None:
+    assert set(prices.SNAPSHOTS.values()) <= set(prices.TABLE)
+    assert not set(prices.SNAPSHOTS) & set(prices.TABLE)
+    assert all(same_model(family, name) for name, family in prices.SNAPSHOTS.items())
 
 
 def test_unknown_elsewhere_free_on_this_machine() -> None:

@@ -131,12 +131,12 @@ def test_published_figures_stand_apart_and_are_marked(html: str) -> None:
 
 def test_what_a_judge_or_extractor_cost_and_failed_is_shown(comparison: Comparison) -> None:
     facts = {"model": "small-judge", "version": "2", "items": 120, "failures": {"unreadable": 3}, "repeats": 2}
-    facts |= {"answers_cost_usd": 0.06, "agreement": {"exact": 0.9, "pairs": 117}}
+    facts |= {"answers_cost_usd": 0.06, "shared": 4, "agreement": {"exact": 0.9, "pairs": 117}}
     models = [replace(m, scores=replace(m.scores, assisted={"judged": facts})) for m in comparison.models[:1]]
     shown = replace(comparison, models=(*models, *comparison.models[1:]))
     said = (
-        "base, judged: read by small-judge (version 2), 120 items, failures: unreadable 3; $0.50 per 1,000 answers; "
-        "agreement over 2 readings: exact 0.9, pairs 117."
+        "base, judged: read by small-judge (version 2), 120 items, failures: unreadable 3; $0.50 per 1,000 answers "
+        "(4 answers shared by equal questions, charged once); agreement over 2 readings: exact 0.9, pairs 117."
     )
     assert said in " ".join(Page(report.render_html(shown)).text)
     assert said in report.render_markdown(shown, [])

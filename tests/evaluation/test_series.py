@@ -110,6 +110,24 @@ def test_where_tuning_did_not_help_is_said(entry: Build, fake_task: Task, many: 
     assert against_base.better == ()
 
 
+def test_better_and_worse_follow_the_test_on_common_records(partly: Build, fake_task: Task, many: list[Record]) -> None:
+    """The row with the higher mean has it from records that the other has no value for."""
+    base = partly("base", {place: place < 70 for place in range(120)}, role="base", prompt="natural", shots=0)
+    tuned = partly("tuned", {place: place < 90 for place in range(60, 120)}, role="tuned")
+    (against,) = findings.findings(_measure([base, tuned], fake_task, many))
+    assert [verdict.text for verdict in against.better] == [
+        "correct: 50.0 % against 58.3 %; +33.3 points on the 60 records that both have a value for (p < 0.001)"
+    ]
+    assert against.worse == ()
+    shots = partly("shots", {place: place < 90 for place in range(60, 120)}, role="base", prompt="natural", shots=4)
+    comparison = _measure([base, shots], fake_task, many)
+    (curve,) = (curve for curve in comparison.series.few_shot if curve.metric == "correct")
+    assert (
+        "few-shot examples help; 58.3 % at 0 shots, 50.0 % at 4 (+33.3 points on the 60 records that both have a "
+        "value for, p < 0.001)"
+    ) in findings.curve_sentence(curve, "shots", comparison)
+
+
 def test_charts_keep_inside_their_frame_and_put_more_higher(found: Comparison, fake_task: Task) -> None:
     (chart,) = charts.line_charts(found.series.learning, fake_task.metrics, axis="rows", log=True)
     (line,) = chart.lines

@@ -85,6 +85,24 @@ def test_headline_names_the_best_other_row_and_missing_answers(
     )
 
 
+def test_headline_tells_the_difference_that_was_tested(compared: Compared, partly: Callable[..., Entry]) -> None:
+    """The base's mean is the higher one, over easy records that the tuned model has no value for; where both have one,
+    the tuned model is better, and that is what the test says.
+    """
+    base = partly("base", {place: place < 70 for place in range(120)})
+    tuned = partly("tuned", {place: place < 90 for place in range(60, 120)})
+    assert wording.headline(compared(base, tuned)) == (
+        "On backwards, tuned scores 50.0 % for correct over 60 records: 33.3 points above base on the 60 records that "
+        "both have a value for (58.3 %; p < 0.001)."
+    )
+    close = partly("base", {place: place < 60 or place in (90, 91) for place in range(120)})
+    near = partly("tuned", {place: place in (90, 91, 92) for place in range(60, 120)})
+    assert wording.headline(compared(close, near)).endswith(
+        "not clearly different from base (51.7 %; p = 1.000: chance could explain the 1.7 points on the 60 records "
+        "that both have a value for), so this test shows no gain from fine-tuning."
+    )
+
+
 def test_headline_draws_no_conclusion_about_tuning_where_nothing_was_tuned(
     compared: Compared, entry: Callable[..., Entry], many: list[Record]
 ) -> None:

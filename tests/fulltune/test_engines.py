@@ -132,11 +132,15 @@ def test_stop_strings_that_end_in_a_space_or_beyond_ascii_are_found(tokenizer, s
 
 
 class FakeVllm(types.ModuleType):
-    """What is used of vLLM 0.x: LLM, SamplingParams, and outputs with token ids and a reason."""
+    """What is used of vLLM 0.x: LLM, SamplingParams, and outputs with token ids and a reason.
+
+    Like vLLM it writes until a stop token, or a stop string anywhere in the decoded text; the tokens of either are
+    among those it gives back. `written` has them, answer by answer.
+    """
 
     def __init__(self, engine):
         super().__init__("vllm")
-        self.engine, self.made, self.rounds = engine, [], []
+        self.engine, self.made, self.rounds, self.written = engine, [], [], []
 
     def SamplingParams(self, **given):  # noqa: N802
         return types.SimpleNamespace(**given)
@@ -150,17 +154,23 @@ class FakeVllm(types.ModuleType):
         assert parameters.skip_special_tokens is False
         assert not use_tqdm
         self.rounds.append(len(prompts))
-        ended = generate.ending(self.engine.tokenizer, generate.Stops(tuple(parameters.stop_token_ids), ()))
         outputs = []
         for given in prompts:
             ids, new = given["prompt_token_ids"], []
-            while len(new) < parameters.max_tokens and not (new and ended(new)):
+            while len(new) < parameters.max_tokens and not self.stopped(new, parameters):
                 with torch.no_grad():
                     new.append(int(self.engine.model(torch.tensor([[*ids, *new]])).logits[0, -1].argmax()))
-            reason = "stop" if ended(new) else "length"
+            reason = "stop" if self.stopped(new, parameters) else "length"
             written = types.SimpleNamespace(token_ids=tuple(new), finish_reason=reason)
             outputs.append(types.SimpleNamespace(outputs=[written]))
+            self.written.append(new)
         return outputs
+
+    def stopped(self, new, parameters):
+        text = self.engine.tokenizer.decode(new, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(token in parameters.stop_token_ids for token in new[-1:]) or any(
+            stop in text for stop in parameters.stop or ()
+        )
 
 
 @pytest.fixture
@@ -180,6 +190,27 @@ def test_vllm_is_given_ids_and_its_tokens_become_the_same_answers(fake, folder, 
     assert fake.made[0]["dtype"] == "float32"
     assert answered(engine) == answered(fake.engine)
     assert fake.rounds == [5, 5, 2]
+
+
+def test_vllm_ends_natural_answers_at_the_stop_strings_and_at_the_stop_tokens(fake, folder, tokenizer):
+    free = answered(opened("hf-static", folder, "natural"))
+    some = next(answer for answer in free.values() if answer.finish_reason == "length")
+    stop = some.text[10:12]
+    task = dataclasses.replace(TASK, baseline_stop=("never written", stop))
+    alone, engine = (
+        engines.load(name, folder, task, prompt_style="natural", use_gpu=False) for name in ("hf-static", "vllm")
+    )
+    found = answered(engine)
+    assert found == answered(alone)
+    assert found[some.id].text == some.text[: some.text.index(stop)]
+    at_string, at_token = set(), set()
+    for record, new in zip(RECORDS, fake.written, strict=True):
+        assert stop not in tokenizer.decode(new[:-1], skip_special_tokens=False), "nothing is written behind it"
+        assert not set(new[:-1]) & set(engine.stops.ids)
+        at_string |= {record.id} if stop in tokenizer.decode(new, skip_special_tokens=False) else set()
+        at_token |= {record.id} if new[-1] in engine.stops.ids else set()
+    assert some.id in at_string
+    assert at_token
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
