@@ -59,10 +59,14 @@ def agreement(rows: Sequence[Sequence[float]]) -> Agreement | None:
 def weighted_kappa(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float | None:
     """Cohen's kappa with quadratic weights (Cohen 1968): 1 minus observed over expected squared difference.
 
-    With squared differences no table is needed: what two raters with these grades would differ by chance is the mean
-    over all pairs of one's grades and the other's. None where that is zero.
+    The squares are of the grades themselves, not of their places in the table: unused grades between two count. None
+    where all grades are equal.
     """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)  # (n,)
-    observed = float(((x - y) ** 2).mean())
-    expected = float((x**2).mean() + (y**2).mean() - 2.0 * x.mean() * y.mean())
-    return 1.0 - observed / expected if expected > 0 else None
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    grades, places = np.unique(np.concatenate([a, b]), return_inverse=True)
+    if len(grades) < 2:
+        return None
+    table = np.zeros((len(grades), len(grades)))
+    np.add.at(table, (places[: len(a)], places[len(a) :]), 1)
+    return float(cohens_kappa(table, weights=(grades[:, None] - grades) ** 2, return_results=False))

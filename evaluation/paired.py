@@ -109,16 +109,10 @@ def bootstrap_p(differences: Floats, resampled: Bootstrap) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values in the order given: compare each with the level itself.
+    """Holm-adjusted p-values in the order given: compare each with the level itself."""
+    from statsmodels.stats.multitest import multipletests
 
-    scipy has the false-discovery corrections only, and statsmodels (65 MB) would come in for these lines alone.
-    """
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
-    return adjusted
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
 def differs(p_adjusted: float) -> bool:

@@ -30,6 +30,13 @@ def test_the_definition_by_tables_gives_the_same() -> None:
     assert weighted_kappa(a, b) == pytest.approx(1 - (weights * observed).sum() / (weights * expected).sum())
 
 
+def test_a_grade_that_nobody_gave_leaves_its_gap() -> None:
+    """Squared differences of 1, 2 and 5: observed (1 + 9) / 4, expected over all 16 pairs by hand."""
+    a, b = [1.0, 2.0, 5.0, 5.0], [1.0, 1.0, 5.0, 2.0]
+    expected = sum((x - y) ** 2 for x in a for y in b) / 16
+    assert weighted_kappa(a, b) == pytest.approx(1 - (10 / 4) / expected)
+
+
 def test_figures_by_hand() -> None:
     found = agreement([[4, 5], [2, 2], [3], [], [1, 1, 2]])
     assert found is not None
