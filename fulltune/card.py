@@ -57,7 +57,7 @@ class Figures:
         headline: its first sentence.
         table: models and metrics with intervals and n, in Markdown.
         asked: which records, in words.
-        dataset, split: of these records, for the hub's index.
+        dataset, dataset_id, split: of these records, for the hub's index.
         values: metrics of the tuned model.
     """
 
@@ -65,6 +65,7 @@ class Figures:
     table: str
     asked: str
     dataset: str
+    dataset_id: str
     split: str
     values: tuple[Value, ...]
 
@@ -117,7 +118,7 @@ def metadata(name: str, made_of: Sequence[Ingredient], task: Task, figures: Figu
 
 def _index(name: str, task: Task, figures: Figures) -> dict[str, Any]:
     """One entry of `model-index`: task, data set and metrics (the form that huggingface_hub's EvalResult reads)."""
-    dataset = {"name": figures.dataset, "type": figures.dataset, "split": figures.split}
+    dataset = {"name": figures.dataset, "type": figures.dataset_id, "split": figures.split}
     metrics = [{"type": one.name, "name": one.words, "value": one.value} for one in figures.values]
     return {"name": name, "results": [{"task": {"type": PIPELINE, "name": task.name}, "dataset": dataset,
                                        "metrics": metrics}]}  # fmt: skip
