@@ -162,9 +162,7 @@ def _against_no_shots(metric: Metric, by_shots: Sequence[tuple[int, Scores]]) ->
     return tests
 
 
-def _answers(
-    metric: Metric, by_shots: Sequence[tuple[int, Scores]], best: int, confidence: float
-) -> tuple[bool, str]:
+def _answers(metric: Metric, by_shots: Sequence[tuple[int, Scores]], best: int, confidence: float) -> tuple[bool, str]:
     """Whether the base answers more than a few records right at its best setting, and that in a sentence."""
     if metric.kind == "mean" or not metric.higher_is_better:
         return False, f"{metric.name} is no share of right answers: it cannot show whether the base met the concept."
@@ -208,9 +206,9 @@ def _advice(*, met: bool, helped: bool, top: float) -> tuple[str, ...]:
     first = (
         "The base has met the concept."
         if met
-        else "Nothing shows that the base has met the concept (too few records can be the reason): if it has not, tuning "
-        "would have to teach facts, for which it is the wrong tool; try a larger base, or put the knowledge into the "
-        "prompt."
+        else "Nothing shows that the base has met the concept (too few records can be the reason). If it has not, "
+        "tuning would have to teach facts, for which it is the wrong tool: try a larger base, or put the knowledge "
+        "into the prompt."
     )
     second = (
         "Worked examples help, so training on many likely helps more."

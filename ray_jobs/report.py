@@ -1,6 +1,6 @@
 """What follows a training run whose recipe has a `report:` key: export, predict with every model, score, compare.
 
-    checkpoint -> export -> predictions of base, tuned and API models -> report -> the export's model card
+checkpoint -> export -> predictions of base, tuned and API models -> report -> the export's model card
 """
 
 from __future__ import annotations

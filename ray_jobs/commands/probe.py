@@ -84,7 +84,9 @@ def _table(verdict: object) -> str:
     lines = [f"{'shots':>5}  {verdict.metric:<28}format violations"]
     for point in verdict.curve:
         violations = point.format_violation.mean
-        lines.append(f"{point.shots:>5}  {_cell(point.score):<28}" + ("-" if violations is None else f"{violations:.3f}"))
+        lines.append(
+            f"{point.shots:>5}  {_cell(point.score):<28}" + ("-" if violations is None else f"{violations:.3f}")
+        )
     yes = {True: "yes", False: "not shown"}
     lines += ["", f"Has the base met the concept?  {yes[verdict.met_concept]}", *(f"  {e}" for e in verdict.evidence)]
     lines += [f"Do worked examples help?       {yes[verdict.shots_help]}", "", *verdict.advice]

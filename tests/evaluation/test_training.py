@@ -30,7 +30,9 @@ def test_facts_of_a_run() -> None:
 
 
 def test_stages_are_counted_together() -> None:
-    first = Stage(CONFIG | {"ray": {"num_workers": 2}, "train": {"seed": 1}}, STEPS, {"data": {"train": {"rows": 1000}}})
+    first = Stage(
+        CONFIG | {"ray": {"num_workers": 2}, "train": {"seed": 1}}, STEPS, {"data": {"train": {"rows": 1000}}}
+    )
     found = facts([first, Stage(CONFIG, STEPS, ROWS)])
     assert (found["training_rows"], found["worker_hours"], found["seed"]) == (1499, 3.0, 7)
     assert found["stages"] == 2

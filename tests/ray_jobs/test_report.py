@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 
 import pytest
 import yaml
@@ -158,6 +160,55 @@ def test_a_stage_has_the_rows_hours_base_data_and_leaks_of_those_before_it(tmp_p
     assert "generated rows of task viggo | apache-2.0" in text
     assert "runs/two/first/export" in text, "the second recipe starts from the first"
     assert str(tmp_path) not in text
+
+
+@pytest.fixture
+def endpoint():
+    """An OpenAI-compatible endpoint that answers every question alike, and counts them."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            message = {"role": "assistant", "content": "inform(name[x])"}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            usage = {"prompt_tokens": 50, "completion_tokens": 6, "total_tokens": 56}
+            body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            data = json.dumps(body | {"usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+
+
+def test_a_model_behind_an_api_is_a_row_and_is_paid_once(tmp_path, answered, endpoint):
+    url, asked = endpoint
+    api = {"model": "openai:lab/m", "shots": 2, "base_url": url, "max_requests": 4, "concurrency": 1}
+    models = [{"model": "tuned"}, api]
+    said = []
+    run, checkpoint = made(tmp_path, report={"limit": 6, "models": models})
+    results = json.loads((report.report(run, checkpoint, say=said.append) / "results.json").read_text())
+    row = next(model for model in results["models"] if model["label"] == "lab/m-2shot")
+    assert len(asked) == 4, "the hard limit holds"
+    assert (row["role"], row["missing"], row["details"]["shots"]) == ("other", 2, 2)
+    assert any("2 prompts are not answered" in line for line in said)
+    more = [{"model": "tuned"}, api | {"max_requests": 9}]
+    run = config.resolve(run.model_dump() | {"report": {"limit": 6, "models": more}}, "test")
+    results = json.loads((report.report(run, checkpoint, say=said.append) / "results.json").read_text())
+    row = next(model for model in results["models"] if model["label"] == "lab/m-2shot")
+    assert (len(asked), row["missing"]) == (6, 0), "only what was left is asked"
+    card = (run.run_dir / "export" / "README.md").read_text()
+    assert "| lab/m-2shot | natural, 2 examples |" in card
+    assert url not in card
 
 
 def test_the_summary_shows_a_metric_that_no_item_of_a_row_has(tmp_path):
