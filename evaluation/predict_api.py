@@ -158,7 +158,8 @@ def _client(request: ApiRequest, ledger: Ledger, options: Mapping[str, Any]) -> 
 def _facts(request: ApiRequest) -> dict[str, Any]:
     """What the report shows of how the answers were made."""
     names = {"label": request.label, "task": request.task.name, "split": request.split, "source": request.source}
-    row = {"shots": request.shots, "prompt": "natural", "model": request.endpoint.model, "role": request.role}
+    # a chat endpoint puts its own template around the task's natural prompt, as `prompt: chat` does here
+    row = {"shots": request.shots, "prompt": "chat", "model": request.endpoint.model, "role": request.role}
     where = {"engine": "openai", "base_url": request.endpoint.public_url}
     return {**names, **row, **where, "identity": request.identity}
 

@@ -1,7 +1,8 @@
 """Rows that differ in one thing only: few-shot curves, learning curves, spread over seeds, prompt against prompt.
 
 Called by compare. Which rows belong together follows from `Entry.details`: `shots`, `prompt`, `seed`, `training_rows`
-and what the model is (`setting`, a digest of a run's recipe without seed and data size; else `model`).
+and what the model is (`setting`, a digest of a run's recipe without seed and data size; else `model`, with the
+`base_url` of a server: what it serves under the same name need not be the same).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _identity(model: Model) -> Hashable:
     """What was asked: rows of the same recipe or of the same model are alike, whatever their label."""
     for name in ("setting", "model"):
         if model.details.get(name):
-            return name, str(model.details[name])
+            return name, str(model.details[name]), model.details.get("base_url")
     return ("base",) if model.role == "base" else ("label", model.label)
 
 

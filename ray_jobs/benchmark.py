@@ -14,6 +14,7 @@ Every part is resumed by running the command again: answered prompts stay, paid 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 import tasks
-from evaluation import chat, predict_api, prediction_file, prices, runs
+from evaluation import chat, jsonl, predict_api, prediction_file, prices, runs
 from evaluation.compare import compare
 from evaluation.comparison import Entry
 from evaluation.ledger import Budget
@@ -34,6 +35,7 @@ from fulltune.config import PromptStyle
 from fulltune.schema import Section, checked, read_tree
 from ray_jobs import cluster
 from ray_jobs.predict import Request, predict, usual_prompt
+from ray_jobs.readers import ReaderModel, readers
 from tasks.base import Record, Task, UserError
 from tasks.sources import load
 
@@ -66,6 +68,9 @@ class BenchmarkModel(Section):
     omit: tuple[str, ...] = Field((), description="parameters that the endpoint does not take")
     budget_usd: float | None = Field(None, ge=0, description="per task")
     max_requests: int | None = Field(None, ge=0, description="per task")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="of an answer, thinking included, in place of the task's: for models that think first"
+    )
     concurrency: int = Field(4, ge=1)
     timeout_s: float = Field(120.0, gt=0, description="of one request, from sending to the last byte")
     api_key_env: str = "OPENAI_API_KEY"
@@ -100,6 +105,8 @@ class Benchmark(Section):
     use_gpu: bool = False
     prices: str | None = Field(None, description="YAML or JSON file of prices that win over the built-in table")
     usd_per_worker_hour: float | None = Field(None, ge=0, description="price of a worker, for the cost of own answers")
+    extractor: ReaderModel | None = Field(None, description="finds final answers, where a task declares how")
+    judge: ReaderModel | None = Field(None, description="grades answers, where a task declares a rubric")
 
     @model_validator(mode="after")
     def _names_are_told_apart(self) -> Benchmark:
@@ -110,6 +117,11 @@ class Benchmark(Section):
         if strange:
             raise ValueError(f"models name tasks that are not in the benchmark: {sorted(strange)}")
         return self
+
+    @property
+    def price_file(self) -> Path | None:
+        """Prices of the user's own."""
+        return Path(self.prices) if self.prices else None
 
     @property
     def folder(self) -> Path:
@@ -148,21 +160,31 @@ def _one_task(
         for model in benchmark.models
         if not model.answers or part.task in model.answers
     ]
-    return compare(
-        entries,
-        task=task,
-        records=records,
-        out=folder / "report",
-        title=f"{benchmark.name}: {task.name}",
-        provenance=facts,
-        source=part.source,
-        split=part.split,
-        limit=part.limit,
-        leaks=_leaks(part, task, records[: part.limit]),
-        usd_per_worker_hour=benchmark.usd_per_worker_hour,
-        processes=os.cpu_count(),
-        spec=spec,
-    )
+    models = {"extractor": benchmark.extractor, "judge": benchmark.judge}
+    with readers(models, task, benchmark.folder / ".api", benchmark.price_file) as found:
+        return compare(
+            entries,
+            task=task,
+            records=records,
+            out=folder / "report",
+            title=f"{benchmark.name}: {task.name}",
+            provenance=dict(facts) | {"data": {part.split: _described(part, records[: part.limit])}},
+            source=part.source,
+            split=part.split,
+            limit=part.limit,
+            leaks=_leaks(part, task, records[: part.limit]),
+            usd_per_worker_hour=benchmark.usd_per_worker_hour,
+            readers=found,
+            processes=os.cpu_count(),
+            spec=spec,
+        )
+
+
+def _described(part: BenchmarkTask, records: Sequence[Record]) -> dict[str, Any]:
+    """Which records were asked, to the last byte."""
+    content = jsonl.dump([[record.id, dict(record.fields)] for record in records])
+    digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
+    return {"source": part.source, "rows": len(records), "sha256": digest}
 
 
 def _leaks(part: BenchmarkTask, task: Task, records: Sequence[Record]) -> dict[str, str]:
@@ -222,7 +244,7 @@ def _request(asked: _Question) -> Request:
         prompt=model.prompt or usual_prompt(source, asked.task.special_tokens),
         shots=model.shots,
         limit=part.limit,
-        max_new_tokens=part.max_new_tokens,
+        max_new_tokens=model.max_new_tokens or part.max_new_tokens,
         revision=model.revision,
         task_options=tuple(part.options.items()),
         columns=tuple(part.columns.items()),
@@ -245,7 +267,7 @@ def _ask_api(asked: _Question) -> None:
             wanted="natural: a chat endpoint puts its own template around the prompt",
             fix="leave prompt out",
         )
-    limit = part.max_new_tokens or asked.task.max_new_tokens
+    limit = model.max_new_tokens or part.max_new_tokens or asked.task.max_new_tokens
     money = None if model.budget_usd is None else prices.picodollars(model.budget_usd)
     request = predict_api.ApiRequest(
         task=replace(asked.task, max_new_tokens=limit),
@@ -263,7 +285,7 @@ def _ask_api(asked: _Question) -> None:
         budget=Budget(money, model.max_requests),
         cache=benchmark.folder / ".api",
         concurrency=model.concurrency,
-        price_file=Path(benchmark.prices) if benchmark.prices else None,
+        price_file=benchmark.price_file,
     )
     outcome = predict_api.predict(request, say=asked.say)
     for warning in outcome.warnings:

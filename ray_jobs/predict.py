@@ -95,7 +95,7 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     engines.check(request.engine)
     task = tasks.get(request.task, **dict(request.task_options))
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
-    shots = pick_shots(task, request, records)
+    shots = pick_shots(task, request)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     folder = model_folder(request)
     done = _continue(request, task, folder)
@@ -109,12 +109,17 @@ def predict(request: Request, *, say: Callable[[str], None]) -> Path:
     return request.out
 
 
-def pick_shots(task: Task, request: Request, records: Sequence[Record]) -> list[Record]:
-    """Worked examples from the training split, chosen by seed; none that the split to predict contains as well."""
+def pick_shots(task: Task, request: Request) -> list[Record]:
+    """Worked examples from the training split, chosen by seed; none that the split to predict contains as well.
+
+    They avoid the whole of another split, whatever `limit` is: the same for every row of a report, APIs included.
+    """
     if not request.shots:
         return []
-    train = load(task, "train", request.source, columns=dict(request.columns) or None)
-    return pick(task, request.shots, train, records)
+    columns = dict(request.columns) or None
+    limit = request.limit if request.split == "train" else None
+    train = load(task, "train", request.source, columns=columns)
+    return pick(task, request.shots, train, load(task, request.split, request.source, columns=columns, limit=limit))
 
 
 def usual_prompt(name: str, special_tokens: Sequence[str]) -> PromptStyle:
@@ -159,6 +164,7 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
     facts = {name: getattr(request, name) for name in names}
     facts |= {"max_new_tokens": request.max_new_tokens or task.max_new_tokens}
     spent = {"seconds": before.get("seconds", 0.0), "workers": before.get("workers", request.workers)}
+    spent |= {"batching": before["batching"]} if "batching" in before else {}
     prediction_file.write_meta(request.out, facts | spent | {"identity": identity})
     return done
 

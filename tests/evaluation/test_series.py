@@ -87,6 +87,14 @@ def test_few_shot_examples_that_do_nothing_are_called_that(entry: Build, fake_ta
     assert "do not clearly help" in findings.curve_sentence(comparison.series.few_shot[0], "shots", comparison)
 
 
+def test_a_server_is_not_the_model_of_the_same_name(entry: Build, fake_task: Task, many: list[Record]) -> None:
+    rows = [entry(f"base-{k}", many, _wrong(50 + k), role="base", prompt="natural", shots=k, model="m") for k in (0, 4)]
+    served = {"base_url": "http://127.0.0.1:8000/v1", "prompt": "natural", "shots": 0, "model": "m"}
+    rows.append(entry("served", many, _wrong(9), **served))
+    (curve,) = _measure(rows, fake_task, many).series.few_shot
+    assert [(point.x, point.labels) for point in curve.points] == [(0, ("base-0",)), (4, ("base-4",))]
+
+
 def test_rows_without_these_details_make_no_series(entry: Build, fake_task: Task, many: list[Record]) -> None:
     rows = [entry("base", many, {1}), entry("tuned", many, {2})]
     series = _measure(rows, fake_task, many).series

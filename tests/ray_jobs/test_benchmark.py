@@ -176,3 +176,31 @@ def test_every_shipped_benchmark_resolves_and_asks_tasks_that_the_hub_has(name):
 def test_an_unknown_benchmark_names_the_nearest(capsys):
     assert main(["benchmark", "smolm2_135m"]) == 2
     assert "did you mean 'smollm2_135m'" in capsys.readouterr().err
+
+
+def test_a_model_that_thinks_first_has_a_limit_of_its_own(tmp_path):
+    models = [{"label": "thinking", "model": "folder", "prompt": "natural", "max_new_tokens": 4000}]
+    found = benchmark.read(described(tmp_path, **TWO_TASKS, models=models))
+    requests = {name: benchmark._request(asked) for name, asked in questions(found, tmp_path).items()}
+    assert {name: request.max_new_tokens for name, request in requests.items()} == {"viggo": 4000, "gsm8k": 4000}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_extractor_reads_the_answers_of_tasks_that_have_a_use_for_it(tmp_path, endpoint, monkeypatch):
+    url, asked = endpoint
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    where = {"model": "openai:fixed", "base_url": url}
+    extractor = {"model": "openai:reader", "base_url": url}
+    path = described(
+        tmp_path, **TWO_TASKS, models=[{"label": "fixed"} | where], extractor=extractor, out=str(tmp_path / "out")
+    )
+    assert main(["benchmark", str(path), "--limit", "3"]) == 0
+    results = json.loads((tmp_path / "out" / "small" / "benchmark.json").read_text())
+    assert [metric["name"] for metric in results["gsm8k"]["metrics"]][-1] == "llm_extracted"
+    assert "llm_extracted" not in [metric["name"] for metric in results["viggo"]["metrics"]]
+    assert sum(question["model"] == "reader" for question in asked) == 1, "equal answers are read once"
+    assert sum(question["model"] == "fixed" for question in asked) == 6
+    before = len(asked)
+    assert main(["benchmark", str(path), "--limit", "3"]) == 0
+    assert len(asked) == before, "the second run asks nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -65,20 +66,34 @@ def test_predictions_of_other_weights_are_refused_or_replaced(request_for):
 
 def test_shots_come_from_train_by_seed_and_never_from_what_is_asked(request_for):
     make, _ = request_for
-    records = load(TASK, "test", "bundled", limit=20)
-    shots = predict.pick_shots(TASK, make(shots=5), records)
+    shots = predict.pick_shots(TASK, make(shots=5))
     assert len(shots) == 5
     assert all(shot.id.startswith("viggo-train-") for shot in shots)
-    assert shots == predict.pick_shots(TASK, make(shots=5), records)
-    asked = predict.pick_shots(TASK, make(shots=5, split="train"), shots)
-    assert not {s.id for s in asked} & {s.id for s in shots}
-    assert predict.pick_shots(TASK, make(), records) == []
+    asked = {record.id for record in load(TASK, "train", "bundled", limit=20)}
+    assert not {s.id for s in predict.pick_shots(TASK, make(shots=5, split="train", limit=20))} & asked
+    assert predict.pick_shots(TASK, make()) == []
+
+
+def test_shots_do_not_depend_on_how_many_rows_are_asked(request_for, monkeypatch):
+    """The question of the first worked example stands in the split to predict too, behind the limit."""
+    make, _ = request_for
+    first = predict.pick_shots(TASK, make(shots=5))[0]
+    original = predict.load
+
+    def leaking(task, split, *rest, limit=None, **named):
+        rows = list(original(task, split, *rest, **named))
+        return (rows if split == "train" else [*rows, replace(first, id="viggo-test-last")])[:limit]
+
+    monkeypatch.setattr(predict, "load", leaking)
+    few, many = (predict.pick_shots(TASK, make(shots=5, limit=limit)) for limit in (1, None))
+    assert few == many
+    assert first not in few
 
 
 def test_more_shots_than_rows_is_a_user_error(request_for):
     make, _ = request_for
     with pytest.raises(UserError, match="worked examples"):
-        predict.pick_shots(TASK, make(shots=10**6), load(TASK, "test", "bundled", limit=2))
+        predict.pick_shots(TASK, make(shots=10**6))
 
 
 @pytest.mark.parametrize(
