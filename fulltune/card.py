@@ -82,11 +82,10 @@ def text(stages: Sequence[Stage], task: Task, figures: Figures | None = None) ->
     name = str(stages[-1].config.ray.name)
     head = yaml.safe_dump(metadata(name, made_of, task, figures), sort_keys=False, allow_unicode=True)
     base = next((one.name for one in made_of if one.what == "base model"), "A random initialisation")
-    count = f" in {len(stages)} stages" if len(stages) > 1 else ""
+    order = f" in {len(stages)} stages, the last one" if len(stages) > 1 else ""
     parts = [
         f"---\n{head}---\n# {name}",
-        f"{base}, every parameter tuned by next-token prediction{count}; the last task is `{task.name}` "
-        f"({task.description}).",
+        f"{base}, every parameter tuned by next-token prediction{order} on the task `{task.name}` ({task.description}).",
         _results(figures),
         _training(stages, task),
         _licences(made_of),
@@ -189,8 +188,7 @@ def _reproduce(stages: Sequence[Stage]) -> str:
 def _portable(value: Any) -> Any:
     """The same tree without settings of a machine, absolute paths cut to their last part."""
     if isinstance(value, dict):
-        kept = {key: _portable(item) for key, item in value.items() if key not in NOT_HERE}
-        return {key: item for key, item in kept.items() if item != {}}
+        return {key: _portable(item) for key, item in value.items() if key not in NOT_HERE}
     if isinstance(value, list):
         return [_portable(item) for item in value]
     return _here(value) if isinstance(value, str) else value

@@ -62,6 +62,11 @@ def test_the_index_of_results_is_the_hubs() -> None:
     assert "**It is better.**" in text
 
 
+def test_the_recipe_of_a_random_initialisation_has_what_it_starts_from() -> None:
+    recipe = yaml.safe_load(card.text([stage()], TASK).split("```yaml\n")[1].split("```")[0])
+    assert config.resolve(recipe, "card").model == stage().config.model
+
+
 def test_a_recipe_of_every_stage_reads_back_without_paths_of_the_machine() -> None:
     first = stage("two/a", model={"name_or_path": "some-lab/base"}, data={"source": "/home/me/extra.jsonl"})
     ray = {"name": "two/b", "storage_path": "/home/me/runs"}
