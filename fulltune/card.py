@@ -83,9 +83,10 @@ def text(stages: Sequence[Stage], task: Task, figures: Figures | None = None) ->
     head = yaml.safe_dump(metadata(name, made_of, task, figures), sort_keys=False, allow_unicode=True)
     base = next((one.name for one in made_of if one.what == "base model"), "A random initialisation")
     order = f" in {len(stages)} stages, the last one" if len(stages) > 1 else ""
+    how = f"every parameter tuned by next-token prediction{order} on the task `{task.name}`"
     parts = [
         f"---\n{head}---\n# {name}",
-        f"{base}, every parameter tuned by next-token prediction{order} on the task `{task.name}` ({task.description}).",
+        f"{base}, {how} ({task.description}).",
         _results(figures),
         _training(stages, task),
         _licences(made_of),

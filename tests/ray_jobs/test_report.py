@@ -207,7 +207,7 @@ def test_a_model_behind_an_api_is_a_row_and_is_paid_once(tmp_path, answered, end
     row = next(model for model in results["models"] if model["label"] == "lab/m-2shot")
     assert (len(asked), row["missing"]) == (6, 0), "only what was left is asked"
     card = (run.run_dir / "export" / "README.md").read_text()
-    assert "| lab/m-2shot | natural, 2 examples |" in card
+    assert "| lab/m-2shot | chat, 2 examples |" in card
     assert url not in card
 
 
