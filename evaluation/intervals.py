@@ -64,11 +64,11 @@ def estimate(values: Sequence[float] | Floats, kind: Literal["proportion", "frac
     return Estimate(float(column.mean()), low, high, int(column.size))
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval, without continuity correction, for `successes` of `n`."""
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval (95 % unless told), without continuity correction, for `successes` of `n`."""
     from scipy.stats import binomtest  # a second to import: only where it is used
 
-    interval = binomtest(successes, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 

@@ -139,6 +139,23 @@ def find_leaks(
     return LeakReport(tuple(overlaps), tuple(leaks))
 
 
+def seen_in_training(
+    task: Task, asked: Sequence[Record], trained: Iterable[tuple[str, Task, Iterable[Record]]]
+) -> dict[str, str]:
+    """Records whose question a model was trained on: id -> reason, as in leaks.json.
+
+    Args:
+        task, asked: what a report asks.
+        trained: (name, task, records) of everything trained on; another task's questions are those that it asks.
+    """
+    vocabulary: dict[str, int] = {}
+    questions = _Texts.of(task, asked, vocabulary)
+    leaks: list[Leak] = []
+    for name, other, records in trained:
+        leaks += _compared(questions, _Texts.of(other, records, vocabulary), name)
+    return LeakReport((), tuple(leaks)).reasons()
+
+
 def question_of(task: Task, record: Record) -> str:
     """What a model is asked, without special tokens; for plain text (`cpt`) all of it."""
     text = task.structured_prompt(record)

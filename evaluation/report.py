@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation import browser, charts, findings, jsonl, markup, plots, wording
+from evaluation import browser, charts, findings, jsonl, markup, plots, training, wording
 from evaluation.comparison import Comparison, Model
 from evaluation.examples import marks
 from tasks.base import Metric, Published, Task
@@ -176,7 +176,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "learning": [findings.curve_sentence(line, "rows", comparison) for line in comparison.series.learning],
         "spreads": [findings.spread_sentence(spread, comparison) for spread in comparison.series.seeds],
         "prompts": findings.prompt_sentences(comparison),
-        "money": findings.economy_sentences(comparison),
+        "money": [*findings.economy_sentences(comparison), *training.sentences(comparison.subject.details)],
         "readers": findings.reader_sentences(comparison),
         "leak_sentence": findings.leak_sentence(comparison),
         "settings": settings(comparison),

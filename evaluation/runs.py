@@ -19,6 +19,7 @@ from evaluation import jsonl, training
 from evaluation.compare import Readers, compare, no_readers, role_of
 from evaluation.comparison import Entry
 from evaluation.pool import TaskSpec
+from fulltune import lineage
 from tasks import sources
 from tasks.base import Record, Task, UserError
 
@@ -197,8 +198,15 @@ def _with_training(row: _Found, run: Path) -> _Found:
 
 
 def training_facts(run: Path) -> dict[str, Any]:
-    """What made the model of a run folder, as `training.facts`; empty for a folder that is none."""
-    return training.facts(read_config(run), read_steps(run), _read_provenance(run))
+    """What made the model of a run folder, as `training.facts`: the run and the stages it continues.
+
+    Empty for a folder that is none.
+    """
+    stages = [
+        training.Stage(read_config(folder), read_steps(folder), _read_provenance(folder))
+        for folder in lineage.folders(run)
+    ]
+    return training.facts(stages)
 
 
 def _row(file: Path, *, group: str, defaults: Mapping[str, Any]) -> _Found:

@@ -1,6 +1,6 @@
 """What made a tuned model, as far as a report needs it: seed, training rows, hours, and which recipes are alike.
 
-Called by runs (from the files of a run folder) and by the report that follows a training run. The facts become
+Called by runs, from the files of the run folders that made the model: one, or several stages in a row. The facts become
 `Entry.details` of the tuned rows, so `series` and `economy` find them there.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evaluation.economy import HOUR_S, number
@@ -16,28 +17,61 @@ from evaluation.economy import HOUR_S, number
 # Not part of a setting: where and on how many workers a run took place, what was watched, and what curves run over.
 _ASIDE = ("ray", "checkpoint", "validation", "tracking", "report", "stages")
 _VARIED = {"train": ("seed",), "data": ("limit",)}
+_START = ("name_or_path", "revision")  # of the model section: a later stage starts from a folder of the machine
+
+COVERS = "time in logged optimizer steps; validation, start-up, saving and lost work are not included"
 
 
-def facts(
-    config: Mapping[str, Any], steps: Iterable[Mapping[str, Any]], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`seed`, `training_rows`, `worker_hours` and `setting` of a run; what is not known is left out.
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training run of those that made a model.
 
-    Args:
+    Attributes:
         config: the resolved configuration, as a mapping.
         steps: lines of metrics.jsonl. Time is that of logged steps: waiting, starting and lost work are not in it.
         provenance: provenance.json; its manifest of the training split has the number of rows.
     """
-    if not config:
+
+    config: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int | None:
+        found = _at(self.provenance, "data", "train", "rows") or _at(self.config, "data", "limit")
+        return found if isinstance(found, int) else None
+
+    @property
+    def hours(self) -> float | None:
+        return worker_hours(self.steps, number(_at(self.config, "ray", "num_workers")))
+
+
+def facts(stages: Sequence[Stage]) -> dict[str, Any]:
+    """`seed`, `training_rows`, `worker_hours`, what these cover, and `setting`; what is not known is left out.
+
+    Rows and hours are those of all stages together, unknown if they are of any one; the seed is the last one's.
+    """
+    if not stages or not stages[-1].config:
         return {}
-    rows = _at(provenance, "data", "train", "rows") or _at(config, "data", "limit")
+    rows = [stage.rows for stage in stages]
+    hours = [stage.hours for stage in stages]
     found = {
-        "seed": _at(config, "train", "seed"),
-        "training_rows": rows,
-        "worker_hours": worker_hours(steps, number(_at(config, "ray", "num_workers"))),
-        "setting": setting(config),
+        "seed": _at(stages[-1].config, "train", "seed"),
+        "training_rows": None if None in rows else sum(row for row in rows if row is not None),
+        "worker_hours": None if None in hours else round(sum(hour for hour in hours if hour is not None), 4),
+        "setting": setting([stage.config for stage in stages]),
     }
+    if len(stages) > 1:
+        found["stages"] = len(stages)
+    if found["worker_hours"] is not None:
+        found["worker_hours_cover"] = COVERS + (f"; all {len(stages)} stages together" if len(stages) > 1 else "")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def sentences(details: Mapping[str, Any]) -> list[str]:
+    """What the hours of a tuned model cover, for the section on cost; nothing where they are not known."""
+    covers = details.get("worker_hours_cover")
+    return [f"The hours of tuning are {covers}."] if isinstance(covers, str) and covers else []
 
 
 def worker_hours(steps: Iterable[Mapping[str, Any]], workers: float | None) -> float | None:
@@ -50,14 +84,19 @@ def worker_hours(steps: Iterable[Mapping[str, Any]], workers: float | None) -> f
     return round(sum(seconds) * workers / HOUR_S, 4) if seconds and workers else None
 
 
-def setting(config: Mapping[str, Any]) -> str:
-    """A short digest of the recipe: equal for runs that differ in seed, number of rows and place only."""
+def setting(configs: Sequence[Mapping[str, Any]]) -> str:
+    """A short digest of a recipe and its stages: equal for runs that differ in seed, number of rows and place only."""
+    kept = [_without_place(config, later=place > 0) for place, config in enumerate(configs)]
+    text = json.dumps(kept[0] if len(kept) == 1 else kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _without_place(config: Mapping[str, Any], *, later: bool) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in _ASIDE}
-    for name, keys in _VARIED.items():
+    for name, keys in (_VARIED | ({"model": _START} if later else {})).items():
         if isinstance(kept.get(name), Mapping):
             kept[name] = {key: value for key, value in kept[name].items() if key not in keys}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return kept
 
 
 def _at(tree: Mapping[str, Any], *keys: str) -> Any:

@@ -220,11 +220,35 @@ class TrackingConfig(Section):
 
 
 class ReportModel(Section):
-    """A row of the report: the base or the tuned model under a prompt."""
+    """A row of the report: the base or the tuned model under a prompt, or a model behind an API."""
 
-    model: Literal["base", "tuned"]
+    model: str = Field(description="base, tuned, or openai:NAME for an OpenAI-compatible API")
     shots: int = Field(0, ge=0)
     prompt: PromptStyle | None = Field(None, description="default: natural for base models")
+    label: str | None = Field(None, description="name of the row; default: from model, shots and prompt")
+    base_url: str | None = Field(None, description="of the API, up to /v1")
+    omit: tuple[str, ...] = Field((), description="parameters that the API does not take")
+    budget_usd: float | None = Field(None, ge=0, description="hard limit of what the API may charge")
+    max_requests: int | None = Field(None, ge=0, description="hard limit of requests to the API")
+    concurrency: int = Field(4, ge=1, description="requests to the API at a time")
+    timeout_s: float = Field(120.0, gt=0, description="of one request to the API")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key of the API")
+
+    @property
+    def is_api(self) -> bool:
+        """Whether the answers come from an API."""
+        return self.model.startswith("openai:")
+
+    @model_validator(mode="after")
+    def _is_known(self) -> ReportModel:
+        if self.model not in ("base", "tuned") and not self.is_api:
+            raise ValueError(f"report.models: {self.model!r} is none of base, tuned and openai:NAME")
+        strange = self.model_dump(exclude_defaults=True, exclude={"model", "shots", "prompt", "label"})
+        if strange and not self.is_api:  # by value: a stored configuration names every key
+            raise ValueError(f"report.models: {', '.join(strange)} belong to a model openai:NAME, not to {self.model}")
+        if self.is_api and self.prompt not in (None, "natural"):
+            raise ValueError("report.models: an API puts its own template around the natural prompt; leave prompt out")
+        return self
 
 
 class ReportConfig(Section):
@@ -233,6 +257,10 @@ class ReportConfig(Section):
     split: Literal["train", "valid", "test"] = "test"
     limit: int | None = Field(None, ge=1)
     batch_tokens: int = Field(16384, ge=8, description="tokens a copy holds at once, prompts and answers together")
+    usd_per_worker_hour: float | None = Field(
+        None, ge=0, description="price of a worker, for the cost of tuning and of own answers"
+    )
+    prices: str | None = Field(None, description="file of API prices that win over the built-in table")
     models: tuple[ReportModel, ...] = (
         ReportModel(model="base"),
         ReportModel(model="base", shots=5),

@@ -59,7 +59,7 @@ def _download(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md"]  # the card says the licence
     try:
         return Path(snapshot_download(str(config.name_or_path), revision=config.revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

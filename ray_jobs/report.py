@@ -1,70 +1,60 @@
-"""What follows a training run whose recipe has a `report:` key: export, predict with every model, score, compare."""
+"""What follows a training run whose recipe has a `report:` key: export, predict with every model, score, compare.
+
+checkpoint -> export -> predictions of base, tuned and API models -> report -> the export's model card
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import prediction_file, training
+from evaluation import prediction_file, runs
 from evaluation.compare import compare
 from evaluation.comparison import Entry
-from fulltune import card, config, device, metrics
+from evaluation.leaks import seen_in_training
+from fulltune import config, lineage, metrics
 from fulltune.config import ReportModel, RunConfig
-from fulltune.export import MARK, export, origin
+from ray_jobs import benchmark
+from ray_jobs.export import REPORT, export_run, identity, write_card
 from ray_jobs.predict import Request, predict
-from ray_jobs.prepare import task_of
+from ray_jobs.prepare import task_of, training_sources
+from tasks.base import Record, Task, UserError
 from tasks.sources import load
 
-
-def export_run(run: RunConfig, checkpoint: Path, out: Path) -> Path:
-    """Exports a checkpoint of a run with its model card; an export of the same checkpoint is kept."""
-    mark = out / MARK
-    if mark.exists() and json.loads(mark.read_text()) == origin(checkpoint):
-        return out
-    task = task_of(run)
-    facts_file = run.run_dir / "provenance.json"
-    facts = json.loads(facts_file.read_text()) if facts_file.exists() else {}
-    text = card.text(run, task, step=int(checkpoint.name.removeprefix("step-")), provenance=facts)
-    dtype = device.dtype_name(run.model.dtype, use_gpu=run.ray.use_gpu)
-    return export(checkpoint, out, task, dtype=dtype, card=text)
+API_KEYS = {"base_url", "omit", "budget_usd", "max_requests", "concurrency", "timeout_s", "api_key_env"}
 
 
 def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> Path:
-    """Predicts, scores and compares; returns the folder of the report.
+    """Predicts, scores and compares, and writes the export's card with the figures; returns the folder of the report.
 
     The base is the model the run started from: for a randomly initialised one, that initialisation.
     """
     assert run.report is not None, "called for recipes with a report"
     task = task_of(run)
-    tuned = export_run(run, checkpoint, run.run_dir / "export")
+    tuned = export_run(run, checkpoint, run.run_dir / lineage.EXPORT)
     records = load(task, run.report.split, run.data.source, columns=run.data.columns or None, limit=run.report.limit)
-    steps = list(metrics.read(run.run_dir))
     provenance = json.loads((run.run_dir / "provenance.json").read_text())
-    made = training.facts(run.model_dump(mode="json"), steps, provenance)
-    entries = []
-    for row in run.report.models:
-        request = _request(run, row, tuned)
-        predict(request, say=say)
-        details = {"role": row.model, "shots": row.shots, "prompt": request.prompt}
-        meta = prediction_file.read_meta(request.out)
-        details |= {"seconds": meta["seconds"], "workers": meta["workers"]}
-        entries.append(Entry(request.label, request.out, details=details | (made if row.model == "tuned" else {})))
-    out = run.run_dir / "report"
+    about = {"checkpoint": checkpoint.name, "checkpoint_digest": identity(checkpoint)}
+    entries = [_entry(run, task, row, tuned, say) for row in run.report.models]
+    out = run.run_dir / REPORT
     compare(
         entries,
         task=task,
         records=records,
         out=out,
         title=str(run.ray.name),
-        loss_curve=steps,
-        provenance=provenance | {"config": config.dump(run)},
+        loss_curve=list(metrics.read(run.run_dir)),
+        provenance=provenance | about | {"config": run.model_dump(mode="json")},
         source=run.data.source,
         split=run.report.split,
+        leaks=_leaks(run, task, records, say),
+        usd_per_worker_hour=run.report.usd_per_worker_hour,
         processes=os.cpu_count(),
     )
+    write_card(run, checkpoint, tuned)
     return out
 
 
@@ -82,26 +72,92 @@ def summary(folder: Path) -> str:
 
 
 def _cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
+    if entry is None or entry["mean"] is None:  # a metric that no item of this row has
         return "-"
     low, high = entry["ci95"]
     return f"{entry['mean']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def _leaks(run: RunConfig, task: Task, records: Sequence[Record], say: Callable[[str], None]) -> dict[str, str]:
+    """Records whose question stands in what the run, or a stage that it continues, was trained on."""
+    assert run.report is not None, "called for recipes with a report"
+    if run.report.split == "train":
+        return {}
+    return seen_in_training(task, records, _trained_on(run, say))
+
+
+def _trained_on(run: RunConfig, say: Callable[[str], None]) -> Iterator[tuple[str, Task, list[Record]]]:
+    """(name, task, rows) of every source of every stage; what cannot be read again is said and left out."""
+    *earlier, _ = lineage.folders(run.run_dir)
+    for stage in [*(config.load(folder / lineage.CONFIG) for folder in earlier), run]:
+        name = f"train of {stage.ray.name}" if earlier else "train"
+        if stage.data.loader == "streaming":
+            say(f"leaks: {name} is a stream, too large to be looked through")
+            continue
+        try:
+            for source in training_sources(stage):
+                task = source.open()
+                rows = [row for row in source.records() if task.accepts is None or task.accepts(row)]
+                yield name, task, rows
+        except UserError as error:
+            say(f"leaks: {name} cannot be looked through ({error.got})")
+
+
+def _entry(run: RunConfig, task: Task, row: ReportModel, tuned: Path, say: Callable[[str], None]) -> Entry:
+    """The predictions of one row, made or completed now."""
+    if row.is_api:
+        return _api_entry(run, task, row, say)
+    request = _request(run, row, tuned)
+    predict(request, say=say)
+    details = {"role": row.model, "shots": row.shots, "prompt": request.prompt}
+    meta = prediction_file.read_meta(request.out)
+    details |= {"seconds": meta["seconds"], "workers": meta["workers"]}
+    made = runs.training_facts(run.run_dir) if row.model == "tuned" else {}
+    return Entry(request.label, request.out, details=details | made)
+
+
+def _api_entry(run: RunConfig, task: Task, row: ReportModel, say: Callable[[str], None]) -> Entry:
+    """A row behind an API is asked as `fulltune benchmark` asks it: a benchmark of one task and one model."""
+    assert run.report is not None, "called for recipes with a report"
+    part = benchmark.BenchmarkTask(
+        task=run.task,
+        options=run.task_options,
+        source=run.data.source,
+        columns=run.data.columns,
+        split=run.report.split,
+        limit=run.report.limit,
+    )
+    keys = row.model_dump(include=API_KEYS)
+    model = benchmark.BenchmarkModel(label=_label(row), model=row.model, shots=row.shots, prompt=row.prompt, **keys)
+    whole = benchmark.Benchmark(
+        name=str(run.ray.name), tasks=(part,), models=(model,), out=run.ray.storage_path, prices=run.report.prices
+    )
+    return benchmark._entry(benchmark._Question(whole, part, task, model, _predictions(run, model.label), say))
+
+
+def _label(row: ReportModel) -> str:
+    if row.label is not None:
+        return row.label
+    name = row.model.removeprefix("openai:")
+    label = f"{name}-{row.shots}shot" if row.model == "base" or row.shots else name
+    return label if row.prompt is None else f"{label}-{row.prompt}"
+
+
+def _predictions(run: RunConfig, label: str) -> Path:
+    return run.run_dir / "predictions" / f"{label.replace('/', '_')}.jsonl"
+
+
 def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
     assert run.report is not None, "called for recipes with a report"
-    prompt = row.prompt or ("structured" if row.model == "tuned" else "natural")
-    label = f"{row.model}-{row.shots}shot" if row.model == "base" or row.shots else row.model
-    if row.prompt is not None:
-        label += f"-{row.prompt}"
+    label = _label(row)
     return Request(
         task=run.task,
         split=run.report.split,
         source=run.data.source,
         model=str(tuned) if row.model == "tuned" else _base_model(run),
-        out=run.run_dir / "predictions" / f"{label}.jsonl",
+        out=_predictions(run, label),
         label=label,
-        prompt=prompt,
+        prompt=row.prompt or ("structured" if row.model == "tuned" else "natural"),
         shots=row.shots,
         limit=run.report.limit,
         revision=run.model.revision if row.model == "base" else None,
@@ -111,7 +167,7 @@ def _request(run: RunConfig, row: ReportModel, tuned: Path) -> Request:
         workers=run.ray.max_workers,
         cpus_per_worker=run.ray.cpus_per_worker,
         use_gpu=run.ray.use_gpu,
-        role=row.model,
+        role="tuned" if row.model == "tuned" else "base",
         cache=run.run_dir.parent / "cache",
         replace=True,
     )

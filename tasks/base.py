@@ -209,6 +209,7 @@ class Task:
         encode_text / decode_text: a reversible text codec around the tokenizer (for instance newline <-> "<NL>").
         rubric, extraction: measures that a language model takes part in; they are no part of `metrics` and are
             reported only where a judge or an extractor has run.
+        language: of its bundled and hub data, as a code of ISO 639, for the model card; "" where it is not said.
     """
 
     name: str
@@ -240,6 +241,7 @@ class Task:
     rubric: Rubric | None = None
     extraction: Extraction | None = None
     token_descriptions: Mapping[str, str] = field(default_factory=dict)
+    language: str = ""
 
     @property
     def assisted_metrics(self) -> tuple[Metric, ...]:

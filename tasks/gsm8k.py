@@ -246,6 +246,7 @@ TASK = Task(
     accepts=accepts,
     label=label,
     published=PUBLISHED,
+    language="en",
     options={"calculator": True},
     extraction=EXTRACTION,
     configure=configure,

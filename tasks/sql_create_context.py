@@ -269,4 +269,5 @@ TASK = Task(
     accepts=accepts,
     label=label,
     published=PUBLISHED,
+    language="en",
 )

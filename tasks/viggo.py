@@ -259,4 +259,5 @@ TASK = Task(
     accepts=accepts,
     label=label,
     published=PUBLISHED,
+    language="en",
 )

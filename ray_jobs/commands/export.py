@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet.libraries()
     quiet.transformers()
-    from ray_jobs.report import export_run
+    from ray_jobs.export import export_run
 
     checkpoint = arguments.checkpoint.absolute()
     recipe_file = checkpoint.parent.parent / "config.yaml"

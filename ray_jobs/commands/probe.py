@@ -6,8 +6,12 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fulltune import engines
+
+if TYPE_CHECKING:
+    from evaluation.intervals import Estimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,13 +83,17 @@ def _table(verdict: object) -> str:
     assert isinstance(verdict, Verdict), verdict
     lines = [f"{'shots':>5}  {verdict.metric:<28}format violations"]
     for point in verdict.curve:
-        low, high = point.score.low or 0.0, point.score.high or 0.0
-        cell = f"{point.score.mean or 0.0:.3f} [{low:.3f}, {high:.3f}]"
-        lines.append(f"{point.shots:>5}  {cell:<28}{point.format_violation.mean or 0.0:.3f}")
-    seen = verdict.recognition
-    if seen is not None and seen.mean is not None:
-        lines += ["", f"tells its own answer from another record's: {seen.mean:.3f} [{seen.low:.3f}, {seen.high:.3f}]"]
+        violations = point.format_violation.mean
+        lines.append(
+            f"{point.shots:>5}  {_cell(point.score):<28}" + ("-" if violations is None else f"{violations:.3f}")
+        )
     yes = {True: "yes", False: "not shown"}
-    lines += ["", f"Has the base met the concept?  {yes[verdict.met_concept]}"]
+    lines += ["", f"Has the base met the concept?  {yes[verdict.met_concept]}", *(f"  {e}" for e in verdict.evidence)]
     lines += [f"Do worked examples help?       {yes[verdict.shots_help]}", "", *verdict.advice]
     return "\n".join(lines)
+
+
+def _cell(found: Estimate) -> str:
+    if found.mean is None:  # no answer has the metric
+        return "-"
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

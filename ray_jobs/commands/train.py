@@ -59,8 +59,9 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
 
     quiet.libraries()
     quiet.transformers()
+    from fulltune import lineage
     from fulltune.stages import expand
-    from ray_jobs import cluster, report
+    from ray_jobs import cluster, export, report
     from ray_jobs.train import RunEnded, train
 
     assert isinstance(resolved, RunConfig), resolved
@@ -69,7 +70,7 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
         with cluster.connected():
             for stage in earlier:
                 checkpoint = train(stage, arguments=sys.argv, say=recipe.say)
-                report.export_run(stage, checkpoint, stage.run_dir / "export")
+                export.export_run(stage, checkpoint, stage.run_dir / lineage.EXPORT)
                 if stage.report is not None and with_report:
                     report.report(stage, checkpoint, say=recipe.say)
             checkpoint = train(last, arguments=sys.argv, say=recipe.say)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from evaluation.leaks import GRAM, LeakReport, find_leaks, question_of, words_of
+from evaluation.leaks import GRAM, LeakReport, find_leaks, question_of, seen_in_training, words_of
 from tasks.base import Record, Segment, Task
 from tasks.sources import load
 
@@ -147,3 +147,21 @@ def test_real_viggo_has_near_copies_and_no_copies(real_data: Path, monkeypatch: 
         "normalised": 0,
         "overlap": 3,
     }
+
+
+def test_what_was_trained_on_is_looked_through_by_each_source_with_its_own_task(task: Task) -> None:
+    def asks(record: Record) -> list[Segment]:
+        return [Segment(f"<Q>{record['text']}<A>", loss=False), Segment("x", loss=True)]
+
+    other = replace(task, render=asks, reference=lambda record: "x")
+    trained = [
+        ("train of a", other, [Record("o-train-0", {"text": "What is one?"})]),
+        ("train of b", task, rows("train", "What is two?", SENTENCE)),
+    ]
+    asked = rows("test", "what is ONE", "What is two?", "What is three?", SENTENCE + " again")
+    assert seen_in_training(task, asked, trained) == {
+        "t-test-0": "the same words as the question of o-train-0 (train of a), another answer",
+        "t-test-1": "the same question as t-train-0 (train of b), same answer",
+        "t-test-3": "92% of its 8-grams occur in train of b, most of them in t-train-1 (train of b)",
+    }
+    assert seen_in_training(task, asked, []) == {}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evaluation.predictions import Prediction, write_predictions
-from evaluation.runs import compare_paths, read_config, read_steps, resolve
+from evaluation.runs import compare_paths, read_config, read_steps, resolve, training_facts
 from evaluation.training import setting
 from tasks.base import UserError
 
@@ -46,12 +46,26 @@ def test_a_run_folder_gives_rows_curve_and_provenance(run: Path, task_name: str)
     found = resolve([run], split="test")
     assert [(entry.label, entry.note, dict(entry.details)) for entry in found.entries] == [
         ("base, 2 shots", "as asked", {"shots": 2, "prompt": "natural", "workers": 2}),
-        ("tuned", "", {"seed": 3, "setting": setting(read_config(run)), "workers": 2}),
+        ("tuned", "", {"seed": 3, "setting": setting([read_config(run)]), "workers": 2}),
     ]
     assert (found.task, found.split, found.source) == (task_name, "test", str(run.parent / "test.jsonl"))
     assert [line["loss"] for line in found.loss_curve] == [2.0, 1.0]
     assert found.provenance["git_sha"] == "abc"
     assert found.provenance["config"]["task"] == task_name
+
+
+def test_a_run_that_continues_another_has_the_rows_and_hours_of_both(tmp_path: Path) -> None:
+    line = json.dumps({"step": 1, "tokens": 3600, "tokens_per_s": 1.0}) + "\n"
+    for name, base, rows in (("first", "some/model", 30), ("second", tmp_path / "first" / "export", 12)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"model: {{name_or_path: {base}}}\nray: {{num_workers: 1}}\n")
+        (folder / "metrics.jsonl").write_text(line)
+        (folder / "provenance.json").write_text(json.dumps({"data": {"train": {"rows": rows}}}))
+    _predict(tmp_path / "second" / "predictions" / "tuned.jsonl", ["a"])
+    (entry,) = resolve([tmp_path / "second"]).entries
+    assert (entry.details["training_rows"], entry.details["worker_hours"]) == (42, 2.0)
+    assert training_facts(tmp_path / "first")["worker_hours"] == 1.0
 
 
 def test_leaks_come_from_the_run_folder_and_from_a_file(run: Path, tmp_path: Path) -> None:

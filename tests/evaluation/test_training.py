@@ -1,10 +1,12 @@
+"""What a report says of the training: one run, or several stages that made the model together."""
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 
-from evaluation.training import facts, setting, worker_hours
+from evaluation.training import Stage, facts, sentences, setting, worker_hours
 
 CONFIG: dict[str, Any] = {
     "task": "viggo",
@@ -12,14 +14,35 @@ CONFIG: dict[str, Any] = {
     "train": {"seed": 7, "learning_rate": 1e-5},
     "ray": {"num_workers": 4, "name": "a"},
 }
+STEPS = [{"step": 1, "tokens": 1800, "tokens_per_s": 1.0}, {"step": 1, "valid_loss": 0.3}]
+ROWS = {"data": {"train": {"rows": 499}}}
 
 
 def test_facts_of_a_run() -> None:
-    steps = [{"step": 1, "tokens": 1800, "tokens_per_s": 1.0}, {"step": 1, "valid_loss": 0.3}]
-    found = facts(CONFIG, steps, {"data": {"train": {"rows": 499}}})
-    assert found == {"seed": 7, "training_rows": 499, "worker_hours": 2.0, "setting": setting(CONFIG)}
-    assert facts(CONFIG, (), {}) == {"seed": 7, "training_rows": 500, "setting": setting(CONFIG)}
-    assert facts({}, steps, {}) == {}
+    found = facts([Stage(CONFIG, STEPS, ROWS)])
+    covers = found.pop("worker_hours_cover")
+    assert found == {"seed": 7, "training_rows": 499, "worker_hours": 2.0, "setting": setting([CONFIG])}
+    assert "validation, start-up, saving and lost work are not included" in covers
+    assert "stages" not in covers
+    assert facts([Stage(CONFIG, (), {})]) == {"seed": 7, "training_rows": 500, "setting": setting([CONFIG])}
+    assert facts([Stage({}, STEPS, {})]) == {}
+    assert facts([]) == {}
+
+
+def test_stages_are_counted_together() -> None:
+    first = Stage(
+        CONFIG | {"ray": {"num_workers": 2}, "train": {"seed": 1}}, STEPS, {"data": {"train": {"rows": 1000}}}
+    )
+    found = facts([first, Stage(CONFIG, STEPS, ROWS)])
+    assert (found["training_rows"], found["worker_hours"], found["seed"]) == (1499, 3.0, 7)
+    assert found["stages"] == 2
+    assert "all 2 stages together" in sentences(found)[0]
+
+
+def test_hours_and_rows_of_a_stage_that_are_unknown_make_the_sum_unknown() -> None:
+    first = Stage(CONFIG | {"data": {}}, (), {})
+    assert set(facts([first, Stage(CONFIG, STEPS, ROWS)])) == {"seed", "setting", "stages"}
+    assert sentences({}) == []
 
 
 def test_hours_are_unknown_where_nothing_was_logged() -> None:
@@ -38,4 +61,11 @@ def test_hours_are_unknown_where_nothing_was_logged() -> None:
 )
 def test_a_setting_is_the_recipe_without_seed_size_and_place(section: str, key: str, value: Any, same: bool) -> None:
     other = CONFIG | {section: CONFIG[section] | {key: value}}
-    assert (setting(other) == setting(CONFIG)) is same
+    assert (setting([other]) == setting([CONFIG])) is same
+    assert (setting([other, CONFIG]) == setting([CONFIG, CONFIG])) is same
+
+
+def test_the_folder_that_a_later_stage_starts_from_is_no_part_of_the_setting() -> None:
+    here, there = (CONFIG | {"model": {"name_or_path": f"/{name}/export", "dtype": "auto"}} for name in "ab")
+    assert setting([CONFIG, here]) == setting([CONFIG, there])
+    assert setting([here]) != setting([there])

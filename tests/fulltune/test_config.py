@@ -78,6 +78,33 @@ def test_bad_values_are_user_errors(recipe, override, words):
         config.load(recipe, [override])
 
 
+API = {"model": "openai:gpt-4", "base_url": "http://127.0.0.1:1/v1", "budget_usd": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"model": "tunde"}, "'tunde' is none of base, tuned and openai:NAME"),
+        ({"model": "base", "budget_usd": 1.0}, "budget_usd belong to a model openai:NAME"),
+        (API | {"prompt": "structured"}, "leave prompt out"),
+    ],
+)
+def test_a_row_of_the_report_is_base_tuned_or_an_api(row, told):
+    with pytest.raises(UserError, match=told):
+        config.resolve(REPORT | {"report": {"models": [row]}}, "test")
+
+
+REPORT = {"task": "viggo", "model": {"name_or_path": "x"}, "ray": {"name": "r"}}
+
+
+def test_rows_of_the_report_and_its_price_are_read_back_from_the_stored_configuration(tmp_path):
+    wanted = {"usd_per_worker_hour": 2.5, "models": [{"model": "base"}, API, {"model": "tuned"}]}
+    run = config.resolve(REPORT | {"report": wanted}, "test")
+    (tmp_path / "config.yaml").write_text(config.dump(run))
+    assert config.load(tmp_path / "config.yaml") == run
+    assert [row.is_api for row in run.report.models] == [False, True, False]
+
+
 def test_broken_yaml_and_missing_files_are_user_errors(tmp_path):
     (tmp_path / "broken.yaml").write_text("task: [viggo")
     with pytest.raises(UserError, match="valid YAML"):
