@@ -193,9 +193,16 @@ def _problems(found: Memory, gpu: Gpu | None, host_memory: int) -> tuple[str, ..
     problems = []
     if gpu is not None and found.gpu.total > gpu.memory:
         problems.append(f"needs {gb(found.gpu.total)} per GPU, an {gpu.name} has {gb(gpu.memory)}")
-    for what, size in (("training", found.host), ("loading the weights", found.host_loading)):
-        if size > host_memory:
-            problems.append(f"{what} needs {gb(size)} of host memory per node, there are {gb(host_memory)}")
+    left = memory.usable(host_memory)
+    for what, size in (
+        ("training", found.host),
+        ("loading the weights", found.host_loading),
+        ("saving, which copies the states first,", found.host_saving),
+    ):
+        if size > left:
+            problems.append(
+                f"{what} needs {gb(size)} of host memory per node, Ray leaves {gb(left)} of {gb(host_memory)}"
+            )
     return tuple(problems)
 
 

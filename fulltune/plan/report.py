@@ -40,8 +40,10 @@ def as_json(found: Plan) -> dict[str, Any]:
         "gpu_capacity_bytes": found.gpu.memory if found.gpu else None,
         "host_bytes": found.memory.host,
         "host_loading_bytes": found.memory.host_loading,
+        "host_saving_bytes": found.memory.host_saving,
         "host_export_bytes": found.memory.host_export,
         "host_capacity_bytes": found.host_memory,
+        "host_usable_bytes": memory.usable(found.host_memory),
         "nvme_bytes": found.memory.nvme,
         "checkpoint_bytes": found.checkpoint,
         "disk_bytes": found.checkpoint * found.checkpoints_kept + memory.export_bytes(made),
@@ -123,8 +125,9 @@ def _memory(found: Plan) -> list[str]:
         f"  activations {gb(gpu.activations)}, logits {gb(gpu.logits)}, buffers {gb(gpu.buffers)}",
         f"  micro-batch of {made.batch.tokens:,} tokens at most, {made.batch.supervised:,} of them supervised"
         + (", activations recomputed" if made.checkpointing else ""),
-        f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading; "
-        f"export {gb(found.memory.host_export)}; of {gb(found.host_memory)}",
+        f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading, "
+        f"{gb(found.memory.host_saving)} saving; export {gb(found.memory.host_export)}; of "
+        f"{gb(memory.usable(found.host_memory))}",
         f"disk: {gb(found.checkpoint)} per checkpoint, at most {found.checkpoints_kept} at a time; "
         f"export {gb(memory.export_bytes(made))}",
     ]

@@ -31,6 +31,7 @@ class Choice:
         deepspeed: the shipped file.
         micro_batches: per worker and step.
         step_seconds: planned.
+        host_bytes: of a node's memory, at the moment that needs most.
     """
 
     deepspeed: str
@@ -44,8 +45,8 @@ class Choice:
 
 
 def fits(found: Memory, gpu: Gpu, host_memory: int) -> bool:
-    """Whether the GPU holds its part and a node's memory what is offloaded to it."""
-    return found.gpu.total <= gpu.memory and max(found.host, found.host_loading) <= host_memory
+    """Whether the GPU holds its part, and what Ray leaves of a node's memory what is offloaded, loaded and saved."""
+    return found.gpu.total <= gpu.memory and found.host_peak <= planned.usable(host_memory)
 
 
 def fastest(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Choice | None:
@@ -115,7 +116,7 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
                 gradient_checkpointing=setup.checkpointing,
                 step_seconds=time.step_seconds(tried, work, gpu),
                 gpu_bytes=found.gpu.total,
-                host_bytes=found.host,
+                host_bytes=found.host_peak,
             )
 
 

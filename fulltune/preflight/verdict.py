@@ -161,7 +161,7 @@ def of(
     stepped = step.check_step(answers.step, error, workers=len(everybody))
     more.append(replace(stepped, fix=_smaller(answers, stepped.fix)))
     if taken:
-        more += _memory(run, answers, size, host_limit)
+        more += _memory(run, answers, size, host_limit, plan)
     found = replace(found, checks=(*found.checks, *more), planned=size.planned if taken else None)
     if taken and plan is not None and lengths is not None:
         found = _consequences(found, run, plan, lengths, answers, host_limit, usd_per_hour)
@@ -200,14 +200,17 @@ def _looks(run: RunConfig, answers: Answers, plan: Plan | None) -> list[Check]:
     return [*found, rate, network.check_clocks(answers.network)]
 
 
-def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None) -> list[Check]:
+def _memory(
+    run: RunConfig, answers: Answers, size: Size, host_limit: int | None, plan: Plan | None
+) -> list[Check]:
     used = {rank: measured.use for rank, measured in answers.step.items()}
+    more = max(0, plan.memory.host_saving - plan.memory.host) // plan.setup.workers_per_node if plan else 0
     if run.ray.use_gpu:
         device = memory.check_device(used, size.planned, memory.capacity(answers.facts, host_limit))
-        return [device, memory.check_host(answers.facts, used, host_limit, "")]
+        return [device, memory.check_host(answers.facts, used, host_limit, "", saving=more)]
     grew = max(use.device for use in used.values())
     told = f"a process grew by {gb(grew)}, {memory.against(grew, size.planned)}"
-    return [memory.check_host(answers.facts, used, host_limit, told)]
+    return [memory.check_host(answers.facts, used, host_limit, told, saving=more)]
 
 
 def _smaller(answers: Answers, fix: str) -> str:

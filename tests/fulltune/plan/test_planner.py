@@ -198,3 +198,19 @@ def test_a_gpu_run_without_a_type_asks_for_one():
 def test_tables_carry_their_sources():
     assert all(row.source and row.memory < 150 * 2**30 for row in GPUS)
     assert all(row.source and len(row.date) == 7 and hardware.gpu(row.gpu).name == row.gpu for row in PRICES)
+
+
+def test_a_host_that_could_train_but_not_save_is_refused():
+    """70B, offloaded on 16 A10G: 18 bytes per parameter rest on two hosts, and a save copies 12 more."""
+    found = plan("70b", 16, deepspeed="zero3_offload_70b")
+    left = memory.usable(found.host_memory)
+    assert max(found.memory.host, found.memory.host_loading) < left < found.memory.host_saving
+    assert [problem.split(" needs")[0] for problem in found.problems] == ["saving, which copies the states first,"]
+    assert found.best is None
+    assert found.smallest_with_offload.host_bytes <= left
+
+
+def test_ray_leaves_95_percent_of_a_host():
+    need = plan("7b", deepspeed="zero3_offload_7b").memory.host_peak
+    assert not plan("7b", deepspeed="zero3_offload_7b", options=Options(host_memory=int(need / 0.96))).fits
+    assert plan("7b", deepspeed="zero3_offload_7b", options=Options(host_memory=int(need / 0.94))).fits
