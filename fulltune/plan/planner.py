@@ -222,6 +222,11 @@ def _study(made: Setup, work: Workload, gpu: Gpu) -> Study:
 
 def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | None, options: Options) -> list[str]:
     found = [f"tokens: {lengths.source}"]
+    if not lengths.known:
+        longest = workload.longest(config, lengths)
+        found.append(
+            f"micro-batches: row lengths are not known, so that the longest counts as data.max_length, {longest}"
+        )
     if gpu is None:
         found.append(f"memory: all {made.workers} workers on one machine, tensors only; processes at 2 GiB each")
         found.append(f"time: planned at {time.CPU_FLOPS / 1e9:.0f} GFLOP/s per core")

@@ -89,7 +89,7 @@ def smallest(
 
 
 def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Iterator[Choice]:
-    longest = int(lengths.tokens[lengths.tokens <= config.data.max_length].max())
+    longest = workload.longest(config, lengths)
     sizes = {size for size in MICRO_BATCHES if size >= longest} | {max(longest, config.train.micro_batch_tokens)}
     for size in sorted(sizes):
         train = config.train.model_copy(update={"micro_batch_tokens": size})

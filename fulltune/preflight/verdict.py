@@ -200,9 +200,7 @@ def _looks(run: RunConfig, answers: Answers, plan: Plan | None) -> list[Check]:
     return [*found, rate, network.check_clocks(answers.network)]
 
 
-def _memory(
-    run: RunConfig, answers: Answers, size: Size, host_limit: int | None, plan: Plan | None
-) -> list[Check]:
+def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None, plan: Plan | None) -> list[Check]:
     used = {rank: measured.use for rank, measured in answers.step.items()}
     more = max(0, plan.memory.host_saving - plan.memory.host) // plan.setup.workers_per_node if plan else 0
     if run.ray.use_gpu:
