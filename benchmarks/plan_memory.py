@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ranks
+from fulltune.config import TrainConfig
 
 BOUNDS = {"states": 0.01, "peak": 0.10, "activations": 0.05}
 REPEATS = 3
@@ -133,6 +134,7 @@ def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
         checkpointing=False,
         attention="segments",
         decay_groups=True,
+        loss_chunk=TrainConfig().loss_chunk_tokens,
         on_gpu=False,
     )
     return memory.memory(setup).tensors

@@ -31,6 +31,7 @@ class Setup:
     Attributes:
         dtype_bytes: of weights and activations.
         decay_groups: two parameter groups (train.weight_decay > 0).
+        loss_chunk: supervised tokens whose logits exist at a time; 0 for all.
         workers_per_node: that share one host's memory.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     checkpointing: bool
     attention: Attention
     decay_groups: bool = False
+    loss_chunk: int = 0
     workers_per_node: int = 1
     on_gpu: bool = True
 
@@ -105,6 +107,7 @@ def memory(setup: Setup) -> Memory:
         dtype_bytes=setup.dtype_bytes,
         checkpointing=setup.checkpointing,
         attention=setup.attention,
+        loss_chunk=setup.loss_chunk,
     )
     resting = resting_buckets(setup) if setup.sharding.stage else 0
     # no gradient is on its way yet while the loss is formed, and the loss is gone once gradients are

@@ -163,15 +163,19 @@ def _decided(
 def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:
     """What decides about this run's memory."""
     workers = config.ray.min_workers
+    dtype = device.dtype_name(config.model.dtype, use_gpu=gpu is not None)
+    # as `fulltune.engine.core.loss_chunk_tokens`
+    chunk = config.train.loss_chunk_tokens if model.plain_head and dtype != "float16" else 0
     return Setup(
         shape=model,
         sharding=sharding.read(settings.base(config)),
         batch=work.largest,
         workers=workers,
-        dtype_bytes=BYTES[device.dtype_name(config.model.dtype, use_gpu=gpu is not None)],
+        dtype_bytes=BYTES[dtype],
         checkpointing=config.train.gradient_checkpointing,
         attention="segments",
         decay_groups=config.train.weight_decay > 0,
+        loss_chunk=chunk,
         workers_per_node=min(workers, gpu.node_size) if gpu else workers,
         on_gpu=gpu is not None,
     )

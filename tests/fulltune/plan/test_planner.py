@@ -214,3 +214,17 @@ def test_ray_leaves_95_percent_of_a_host():
     need = plan("7b", deepspeed="zero3_offload_7b").memory.host_peak
     assert not plan("7b", deepspeed="zero3_offload_7b", options=Options(host_memory=int(need / 0.96))).fits
     assert plan("7b", deepspeed="zero3_offload_7b", options=Options(host_memory=int(need / 0.94))).fits
+
+
+def test_logits_are_counted_as_the_engine_forms_them():
+    chunked, at_once = plan("7b"), plan("7b", train__loss_chunk_tokens=0)
+    assert (chunked.setup.loss_chunk, at_once.setup.loss_chunk) == (1024, 0)
+    assert plan("7b", model__dtype="float16").setup.loss_chunk == 0
+    wordy = architectures.load("llama2_7b") | {"vocab_size": 128_256}
+    batch = {"train__micro_batch_tokens": 16384, "train__global_batch_size": 4096}
+    needed = [
+        planner.plan(recipe(**batch, train__loss_chunk_tokens=chunk), wordy, VIGGO, Options()).memory.gpu
+        for chunk in (1024, 0)
+    ]
+    assert needed[0].logits < 0.3 * needed[1].logits
+    assert needed[0].total < needed[1].total
