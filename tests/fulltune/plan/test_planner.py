@@ -71,7 +71,7 @@ def test_what_is_called_fastest_fits(size, gpu):
     )
     assert again.fits
     assert again.memory.gpu.total == best.gpu_bytes
-    assert best.step_seconds * found.work.steps / 3600 <= found.hours * 1.001 or not found.fits
+    assert best.step_seconds * found.work.steps / 3600 <= found.hours * search.AS_FAST or not found.fits
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_auto_is_the_fastest_file_that_fits(size, workers, gpu, chosen):
     assert found.fits
     for name in deepspeed_configs.names():
         other = plan(size, workers, Options(gpu=gpu), deepspeed=name)
-        if other.fits and "hpz" not in name:  # a second copy of the weights needs more than one node of eight
-            assert found.hours <= other.hours * 1.001, name
+        if other.fits and ("hpz" not in name or workers % 8 == 0 and workers > 8):  # hpZ: whole nodes, and several
+            assert found.hours <= other.hours * search.AS_FAST**2, name
 
 
 def test_auto_where_nothing_fits_names_what_needs_least():
