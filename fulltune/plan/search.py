@@ -117,7 +117,7 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
-        if not _runs(tried):
+        if not runs(tried):
             continue
         found = planned.memory(tried)
         if fits(found, gpu, host_memory):
@@ -133,7 +133,7 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
             )
 
 
-def _runs(setup: Setup) -> bool:
+def runs(setup: Setup) -> bool:
     """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several."""
     if setup.sharding.stage == 0 and setup.dtype_bytes != FP32:
         return False

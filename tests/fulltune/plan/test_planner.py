@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import deepspeed_configs
 from fulltune import architectures, config
-from fulltune.plan import hardware, memory, planner, search, sharding, time, workload
+from fulltune.plan import hardware, memory, planner, search, shape, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
 from tasks.base import UserError
@@ -228,3 +229,19 @@ def test_logits_are_counted_as_the_engine_forms_them():
     ]
     assert needed[0].logits < 0.3 * needed[1].logits
     assert needed[0].total < needed[1].total
+
+
+def test_the_page_on_deepspeed_has_what_auto_takes():
+    """docs/deepspeed.md, row by row; one plan per cell would search for much more than the file."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "deepspeed.md").read_text()
+    header = next(line for line in page.splitlines() if line.startswith("| model | "))
+    clusters = [cell.strip().split(" x ") for cell in header.split("|")[2:-1]]
+    for size in ("7b", "13b", "70b"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {size.upper()} |"))
+        model = shape.of(architectures.load(f"llama2_{size}"))
+        for (workers, name), cell in zip(clusters, row.split("|")[2:-1], strict=True):
+            gpu, made = hardware.gpu(name), recipe(size, int(workers))
+            work = workload.workload(made, VIGGO)
+            trial = planner.setup(made, model, work, gpu)
+            best = search.fastest_sharding(trial, work, gpu, gpu.node_memory, tokens=4096)
+            assert cell.strip() == (f"`{best.deepspeed}`" if best else "none fits"), (size, workers, name)

@@ -43,4 +43,3 @@ def test_the_better_of_two(wanted, other):
 
 def test_nothing_fits():
     assert search.preferred([], GPU) is None
-
