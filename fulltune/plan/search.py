@@ -62,7 +62,7 @@ def preferred(choices: Iterable[Choice], gpu: Gpu) -> Choice | None:
     """Of the choices that are as fast as the fastest: one that leaves room on the GPU, then the one that moves least
     off it, then fewest passes, then fewest bytes.
 
-    A second copy of the weights (ZeRO++ hpZ) moves more than ZeRO-3: it has to be faster by more than the plan can tell.
+    A second copy of the weights (ZeRO++ hpZ) moves more than ZeRO-3: it has to be faster by more than a plan can tell.
     """
     held = list(choices)
     limit = AS_FAST * min((choice.step_seconds for choice in held), default=0.0)
