@@ -10,7 +10,7 @@ from __future__ import annotations
 from fulltune import architectures, config
 from fulltune.plan import planner, workload
 from fulltune.plan.planner import Options, Plan
-from ray_jobs.plan import COUNTED
+from ray_jobs.lengths import COUNTED
 
 CLUSTERS = ((16, "A10G"), (8, "A100-80"), (8, "H100"), (32, "A10G"))
 SIZES = ("7b", "13b", "70b")

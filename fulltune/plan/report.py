@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +62,37 @@ def as_json(found: Plan) -> dict[str, Any]:
         "study": _study(found),
         "assumptions": list(found.assumptions),
     }
+
+
+def stages_as_json(name: str, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The plans of a recipe's stages and their sums."""
+    return {
+        "planned": True,
+        "recipe": name,
+        "fits": all(found.fits for found in plans),
+        "steps": sum(found.work.steps for found in plans),
+        "tokens": sum(found.work.tokens for found in plans),
+        "hours": sum(found.hours for found in plans),
+        "cost_usd": _cost(plans),
+        "stages": [as_json(found) for found in plans],
+    }
+
+
+def stages_text(name: str, plans: Sequence[Plan]) -> str:
+    """One screen for each stage, and a last line with their sums."""
+    together, cost = hours(sum(found.hours for found in plans)), _cost(plans)
+    steps = sum(found.work.steps for found in plans)
+    unfit = [str(found.config.ray.name) for found in plans if not found.fits]
+    verdict = f"does NOT fit: {', '.join(unfit)}" if unfit else "each of them fits"
+    last = f"{name}, {len(plans)} stages: {verdict}; {steps:,} steps, {together} planned; cost: " + (
+        f"${cost:,.2f}" if cost is not None else "no price"
+    )
+    return "\n\n".join([*(text(found) for found in plans), last])
+
+
+def _cost(plans: Sequence[Plan]) -> float | None:
+    costs = [found.cost_usd for found in plans if found.cost_usd is not None]
+    return sum(costs) if len(costs) == len(plans) else None
 
 
 def _choice(choice: Choice | None) -> dict[str, Any] | None:

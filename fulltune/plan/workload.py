@@ -78,11 +78,7 @@ def workload(config: RunConfig, lengths: Lengths) -> Workload:
         UserError: all of them are.
     """
     tokens, supervised = _kept(lengths, config.data.max_length)
-    train = config.train
-    per_epoch = math.ceil(len(tokens) / train.global_batch_size)
-    planned = math.ceil(train.num_epochs * per_epoch)
-    steps = min(planned, train.max_steps or planned)
-    epochs = steps / per_epoch
+    steps, epochs = _steps(config, len(tokens))
     top = longest(config, lengths)
     capacity, micro_batches = _micro_batches(config, tokens, top)
     return Workload(
@@ -117,9 +113,27 @@ def _kept(lengths: Lengths, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.maximum(1, np.round(tokens * shares)).astype(np.int64)
 
 
+def _steps(config: RunConfig, examples: int) -> tuple[int, float]:
+    """Optimizer steps of the run, and how often it takes these examples; a stream goes on until train.max_steps."""
+    train = config.train
+    if config.data.loader == "streaming":
+        steps = int(train.max_steps or 0)
+        return steps, steps * train.global_batch_size / examples
+    per_epoch = math.ceil(examples / train.global_batch_size)
+    planned = math.ceil(train.num_epochs * per_epoch)
+    steps = min(planned, train.max_steps or planned)
+    return steps, steps / per_epoch
+
+
+def _step_examples(config: RunConfig, examples: int) -> int:
+    """Examples of a full step; those of a stream are a sample, and no bound on it."""
+    size = config.train.global_batch_size
+    return size if config.data.loader == "streaming" else min(size, examples)
+
+
 def _micro_batches(config: RunConfig, tokens: np.ndarray, top: int) -> tuple[int, int]:
     """Tokens that a micro-batch may hold, and how many a worker takes per step (`fulltune.batches.pack`)."""
-    size, workers = min(config.train.global_batch_size, len(tokens)), config.ray.min_workers
+    size, workers = _step_examples(config, len(tokens)), config.ray.min_workers
     if not config.data.packing:
         return top, max(1, math.ceil(size / workers))
     capacity = max(config.train.micro_batch_tokens, top)
@@ -140,7 +154,7 @@ def _largest(
     if not config.data.packing:
         share = float((supervised / tokens).max()) if top > tokens.max() else 0.0  # of a row that nobody has seen
         return Batch(top, max(int(supervised.max()), math.ceil(share * top)))
-    size = min(config.train.global_batch_size, len(tokens))
+    size = _step_examples(config, len(tokens))
     step = size * float(tokens.mean()) + 3 * math.sqrt(size) * float(tokens.std())
     bins = config.ray.min_workers * micro_batches
     load = min(capacity, math.ceil(step / bins) + top)

@@ -29,16 +29,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the plan."""
     from fulltune.plan import report
     from fulltune.plan.planner import Options
-    from ray_jobs.plan import plan
+    from ray_jobs.plan import plans
 
     options = Options(
         gpu=arguments.gpu,
         usd_per_hour=arguments.price,
         host_memory=int(arguments.host_memory * GIB) if arguments.host_memory else None,
     )
-    found = plan(recipe.load(arguments), options, fetch=arguments.fetch, say=recipe.say)
-    print(json.dumps(report.as_json(found), indent=1) if arguments.json else report.text(found))
-    return 0 if found.fits else 1
+    resolved = recipe.load(arguments)
+    found = plans(resolved, options, fetch=arguments.fetch, say=recipe.say)
+    if resolved.stages:
+        name = str(resolved.ray.name)
+        print(json.dumps(report.stages_as_json(name, found), indent=1) if arguments.json else
+              report.stages_text(name, found))  # fmt: skip
+    else:
+        print(json.dumps(report.as_json(found[0]), indent=1) if arguments.json else report.text(found[0]))
+    return 0 if all(stage.fits for stage in found) else 1
 
 
 def positive(text: str) -> float:

@@ -65,6 +65,43 @@ def test_a_model_folder_and_data_at_hand_are_counted(tmp_path, capsys):
     assert found["parameters"] == 2 * 128 * 8 + 2 * (4 * 64 + 3 * 128 + 16) + 8  # 100 and 5 tokens make 128 rows
 
 
+STAGED = """
+task: viggo
+model: {name_or_path: llama2_7b, dtype: bfloat16}
+data: {source: hub, max_length: 512}
+train: {global_batch_size: 64}
+deepspeed: zero3_7b
+ray: {num_workers: 16, use_gpu: true, accelerator_type: A10G}
+stages:
+  - {name: sums, task: gsm8k, train: {num_epochs: 2}}
+  - {name: forms, base: "@sums", train: {gradient_checkpointing: true}%s}
+"""
+
+
+def test_every_stage_is_planned_on_what_the_earlier_one_exports(tmp_path, capsys):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(STAGED % "")
+    code, found = planned(capsys, str(recipe))
+    jsonschema.validate(found, SCHEMA)
+    first, second = found["stages"]
+    assert (code, found["fits"], first["recipe"], second["recipe"]) == (0, True, "two/sums", "two/forms")
+    assert first["steps"] == 2 * 111  # 7,097 rows
+    assert second["steps"] == 80
+    assert found["steps"] == 222 + 80
+    assert found["cost_usd"] == pytest.approx(first["cost_usd"] + second["cost_usd"])
+    assert second["parameters"] >= first["parameters"]  # the task tokens of both
+    assert cli.main(["plan", str(recipe)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("two, 2 stages: each of them fits; 302 steps")
+
+
+def test_a_later_stage_that_cannot_fit_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(STAGED % ", ray: {num_workers: 2}")
+    assert planned(capsys, str(recipe))[0] == 1
+    assert cli.main(["train", str(recipe)]) == 2
+    assert "planned: two/forms needs" in capsys.readouterr().err
+
+
 def test_text_fits_one_screen_and_says_planned(capsys):
     assert cli.main(["plan", "viggo_llama2_13b"]) == 0
     lines = capsys.readouterr().out.splitlines()
