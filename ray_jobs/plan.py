@@ -23,7 +23,7 @@ from ray_jobs import lengths
 from ray_jobs.prepare import task_of, texts, training_sources
 from tasks.base import Task, UserError
 
-NONE = Options()
+USUAL = Options()  # nodes as the table of GPUs has them
 
 # hub ids whose config.json ships with fulltune
 SHIPPED = {
@@ -164,7 +164,7 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
     return tokenizer
 
 
-def refuse_what_cannot_fit(config: RunConfig, options: Options = NONE, *, say: Callable[[str], None]) -> None:
+def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: Callable[[str], None]) -> None:
     """Before a run on GPUs of a known type starts: does it, or each of its stages, fit? Else the message carries the
     configuration that does.
 

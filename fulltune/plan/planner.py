@@ -31,13 +31,17 @@ class Options:
 
     Attributes:
         gpu: a type from the table; default: ray.accelerator_type.
-        usd_per_hour: per GPU, instead of the table's price.
+        usd_per_hour: per GPU, instead of ray.usd_per_gpu_hour and the table's price.
         host_memory: bytes per node, instead of the table's; on CPUs this machine's.
+        gpus_per_node: instead of the usual instance's.
+        node_network: bytes/s into a node, instead of the usual instance's.
     """
 
     gpu: str | None = None
     usd_per_hour: float | None = None
     host_memory: int | None = None
+    gpus_per_node: int | None = None
+    node_network: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Plan:
 
     Attributes:
         problems: why it does not fit, one sentence each; empty if it does.
+        usd_per_hour: of one GPU; None where no price is known.
         best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
     """
 
@@ -74,6 +79,7 @@ class Plan:
     gpu: Gpu | None
     host_memory: int
     hours: float
+    usd_per_hour: float | None
     cost_usd: float | None
     checkpoint: int
     checkpoints_kept: int
@@ -104,13 +110,13 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
     gpu = _gpu(config, options)
     work = workload.workload(config, lengths)
     model = shape.of(model_config)
-    host_memory = options.host_memory or (gpu.node_memory if gpu else _this_machine())
+    host_memory = gpu.node_memory if gpu else options.host_memory or _this_machine()
     config = _decided(config, model, work, gpu, host_memory)
     made = setup(config, model, work, gpu)
     found = memory.memory(made)
     seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
     hours = work.steps * seconds / 3600
-    price = price_of(gpu, options)
+    price = price_of(config, gpu, options)
     searched = (config, made, lengths, gpu, host_memory) if gpu else None
     return Plan(
         config=config,
@@ -120,6 +126,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         gpu=gpu,
         host_memory=host_memory,
         hours=hours,
+        usd_per_hour=price,
         cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
@@ -142,7 +149,13 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
             wanted="the type of GPU to plan for",
             fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
         )
-    return hardware.gpu(name)
+    row = hardware.gpu(name)
+    return replace(
+        row,
+        node_size=options.gpus_per_node or row.node_size,
+        network_bandwidth=options.node_network or row.network_bandwidth,
+        node_memory=options.host_memory or row.node_memory,
+    )
 
 
 def _decided(
@@ -185,12 +198,10 @@ def _this_machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def price_of(gpu: Gpu | None, options: Options) -> float | None:
+def price_of(config: RunConfig, gpu: Gpu | None, options: Options) -> float | None:
     """USD per GPU and hour: the user's, or the table's; None where neither is known."""
-    if options.usd_per_hour is not None:
-        return options.usd_per_hour
-    listed = hardware.price(gpu.name) if gpu else None
-    return listed.usd_per_hour if listed else None
+    own = options.usd_per_hour or config.ray.usd_per_gpu_hour
+    return hardware.usd_per_hour(gpu.name, own) if gpu else own
 
 
 def _problems(found: Memory, gpu: Gpu | None, host_memory: int) -> tuple[str, ...]:
@@ -244,15 +255,17 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         f"time: matrix products at {time.efficiency(made, gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s, and memory "
         f"traffic, or the network, whichever is slower ({time.SOURCE}); start-up, validation, checkpoints not counted"
     )
-    listed = hardware.price(gpu.name)
-    if options.usd_per_hour is not None:
-        found.append(f"cost: ${options.usd_per_hour:.3f} per GPU-hour, as given")
+    own, listed = options.usd_per_hour or config.ray.usd_per_gpu_hour, hardware.price(gpu.name)
+    if own is not None:
+        found.append(f"cost: ${own:.3f} per GPU-hour, as given")
     elif listed is not None:
         found.append(f"cost: ${listed.usd_per_hour:.3f} per GPU-hour, {listed.date}, {listed.source}")
     else:
-        found.append(f"cost: no sourced price for {gpu.name}; give one with --price")
-    if options.host_memory is None:
-        found.append(f"host: {gb(gpu.node_memory)} and {gpu.node_size} GPUs per node, as in the usual instance")
+        found.append(f"cost: no sourced price for {gpu.name}; give one with --price or ray.usd_per_gpu_hour")
+    found.append(
+        f"nodes: {gpu.node_size} GPU(s), {gb(gpu.node_memory)} of host memory, "
+        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's"
+    )
     return found
 
 

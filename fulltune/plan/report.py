@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.plan import hardware, memory, planner, search, sharding, time
 from fulltune.plan.hardware import Gpu
-from fulltune.plan.memory import Setup
 from fulltune.plan.planner import Plan, gb
 from fulltune.plan.search import Choice
 
@@ -55,11 +54,13 @@ def as_json(found: Plan) -> dict[str, Any]:
         "micro_batches_per_step": found.work.micro_batches,
         "micro_batch_tokens": found.work.largest.tokens,
         "hours": found.hours,
+        "usd_per_gpu_hour": found.usd_per_hour,
         "cost_usd": found.cost_usd,
         "fastest_that_fits": _choice(found.best),
         "smallest_cluster": _choice(found.smallest),
         "smallest_cluster_with_offload": _choice(found.smallest_with_offload),
         "study": _study(found),
+        "same_on": _types_json(found),
         "assumptions": list(found.assumptions),
     }
 
@@ -211,24 +212,75 @@ def _study_text(found: Plan) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """The same run on a type of GPU: as configured, and with ZeRO-3 alone."""
+
+    gpu: Gpu
+    need: int
+    fits: bool
+    hours: float
+    usd_per_hour: float | None
+    cost_usd: float | None
+    alone: int
+    alone_fits: bool
+
+
+def _on_types(found: Plan) -> list[_Type]:
+    """Every type of the table in its usual instances at listed prices, the planned one on the planned nodes."""
+    assert found.gpu is not None, "CPUs have no such table"
+    own = found.gpu
+    return [_on_type(found, own if gpu.name == own.name else gpu) for gpu in hardware.GPUS]
+
+
+def _on_type(found: Plan, gpu: Gpu) -> _Type:
+    made = replace(found.setup, workers_per_node=min(found.setup.workers, gpu.node_size))
+    needed, alone = memory.memory(made), memory.memory(replace(made, sharding=sharding.ZERO_3))
+    run_hours = found.work.steps * time.step_seconds(made, found.work, gpu) / 3600
+    price = found.usd_per_hour if gpu is found.gpu else hardware.usd_per_hour(gpu.name, None)
+    return _Type(
+        gpu=gpu,
+        need=needed.gpu.total,
+        fits=search.fits(needed, gpu, gpu.node_memory),
+        hours=run_hours,
+        usd_per_hour=price,
+        cost_usd=run_hours * made.workers * price if price is not None else None,
+        alone=alone.gpu.total,
+        alone_fits=search.fits(alone, gpu, gpu.node_memory),
+    )
+
+
+def _types_json(found: Plan) -> list[dict[str, Any]] | None:
+    if found.gpu is None:
+        return None
+    return [
+        {
+            "gpu": one.gpu.name,
+            "gpu_capacity_bytes": one.gpu.memory,
+            "gpu_bytes": one.need,
+            "fits": one.fits,
+            "hours": one.hours,
+            "usd_per_gpu_hour": one.usd_per_hour,
+            "cost_usd": one.cost_usd,
+            "zero3_gpu_bytes": one.alone,
+            "zero3_fits": one.alone_fits,
+        }
+        for one in _on_types(found)
+    ]
+
+
 def _types(found: Plan) -> list[str]:
-    """The same run on every type of GPU in the table, at listed prices: as configured, and with ZeRO-3 alone."""
     columns = (
         f"{'the same on':<12}{'memory':>9}   {'as configured':<24}{'time':>10}{'cost':>12}   ZeRO-3 without offload"
     )
-    return [columns, *(_type(found, gpu) for gpu in hardware.GPUS)]
+    return [columns, *(_type(one) for one in _on_types(found))]
 
 
-def _type(found: Plan, gpu: Gpu) -> str:
-    made = replace(found.setup, workers_per_node=min(found.setup.workers, gpu.node_size))
-    run_hours = found.work.steps * time.step_seconds(made, found.work, gpu) / 3600
-    price = hardware.price(gpu.name)
-    cost = f"${run_hours * made.workers * price.usd_per_hour:,.2f}" if price else "no price"
-    alone = _cell(replace(made, sharding=sharding.ZERO_3), gpu)
-    return f"{gpu.name:<12}{gb(gpu.memory):>9}   {_cell(made, gpu):<24}{hours(run_hours):>10}{cost:>12}   {alone}"
+def _type(one: _Type) -> str:
+    cost = f"${one.cost_usd:,.2f}" if one.cost_usd is not None else "no price"
+    asked, alone = _cell(one.need, fit=one.fits), _cell(one.alone, fit=one.alone_fits)
+    return f"{one.gpu.name:<12}{gb(one.gpu.memory):>9}   {asked:<24}{hours(one.hours):>10}{cost:>12}   {alone}"
 
 
-def _cell(made: Setup, gpu: Gpu) -> str:
-    need = memory.memory(made)
-    good = search.fits(need, gpu, gpu.node_memory)
-    return f"{gb(need.gpu.total):>8} {'fits' if good else 'does not fit'}"
+def _cell(need: int, *, fit: bool) -> str:
+    return f"{gb(need):>8} {'fits' if fit else 'does not fit'}"

@@ -12,6 +12,7 @@ from tasks.base import UserError
 
 if TYPE_CHECKING:
     from fulltune.config import RunConfig
+    from fulltune.plan.planner import Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--json-schema", action="store_true", help="show the JSON schema of recipes and stop")
     parser.add_argument("--no-report", action="store_true", help="stop after the last checkpoint")
+    recipe.add_nodes(parser)
     recipe.add_force(parser)
 
 
@@ -30,30 +32,34 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json_schema:
         print(json.dumps(config.RunConfig.model_json_schema(), indent=1))
         return 0
-    resolved = recipe.load(arguments)
+    resolved, nodes = recipe.load(arguments), recipe.nodes(arguments)
     if arguments.print_config:
-        print(config.dump(_with_sharding(resolved)), end="")
+        print(config.dump(_with_sharding(resolved, nodes)), end="")
         return 0
     if not arguments.force:
         from ray_jobs.plan import refuse_what_cannot_fit
 
-        refuse_what_cannot_fit(resolved, say=recipe.say)
-    return train_and_report(resolved, with_report=not arguments.no_report)
+        refuse_what_cannot_fit(resolved, nodes, say=recipe.say)
+    return train_and_report(resolved, with_report=not arguments.no_report, nodes=nodes)
 
 
-def _with_sharding(resolved: RunConfig) -> RunConfig:
+def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
     """`deepspeed: auto` as the run would find it; left as it is where that needs the network."""
     from ray_jobs import auto
 
     try:
-        return auto.decided(resolved, fetch=False, say=recipe.say)
+        return auto.decided(resolved, nodes, fetch=False, say=recipe.say)
     except UserError as error:
         recipe.say(f"deepspeed stays auto for now: {error.got}")
         return resolved
 
 
-def train_and_report(resolved: object, *, with_report: bool) -> int:
-    """The run and what follows it."""
+def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None) -> int:
+    """The run and what follows it.
+
+    Args:
+        nodes: what the plan shall take the nodes for.
+    """
     from fulltune import quiet
     from fulltune.config import RunConfig
 
@@ -68,11 +74,11 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
     try:
         with cluster.connected():
             for stage in earlier:
-                checkpoint = train(stage, arguments=sys.argv, say=recipe.say)
+                checkpoint = train(stage, arguments=sys.argv, nodes=nodes, say=recipe.say)
                 report.export_run(stage, checkpoint, stage.run_dir / "export")
                 if stage.report is not None and with_report:
                     report.report(stage, checkpoint, say=recipe.say)
-            checkpoint = train(last, arguments=sys.argv, say=recipe.say)
+            checkpoint = train(last, arguments=sys.argv, nodes=nodes, say=recipe.say)
             if last.report is None or not with_report:
                 print(checkpoint)
                 return 0

@@ -61,7 +61,7 @@ def test_a_model_folder_and_data_at_hand_are_counted(tmp_path, capsys):
     arguments = [f"model.name_or_path={tmp_path}", "data.source=bundled", "data.limit=100"]
     code, found = planned(capsys, "viggo_smollm2_135m", *arguments)
     jsonschema.validate(found, SCHEMA)
-    assert (code, found["examples"], found["gpu"]) == (0, 100, None)
+    assert (code, found["examples"], found["gpu"], found["same_on"]) == (0, 100, None, None)
     assert found["parameters"] == 2 * 128 * 8 + 2 * (4 * 64 + 3 * 128 + 16) + 8  # 100 and 5 tokens make 128 rows
 
 
@@ -146,7 +146,42 @@ def test_force_goes_past_the_plan(monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **named: seen.update(named) or 0)
     assert cli.main(["submit", "viggo_llama2_13b", "ray.num_workers=2", "--address", "http://x", "--force"]) == 0
-    assert seen["force"]
+    assert seen["options"] == ["--force"]
+
+
+def test_the_nodes_that_a_plan_takes_reach_the_job(monkeypatch):
+    import ray_jobs.submit
+
+    seen = {}
+    monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **named: seen.update(named) or 0)
+    nodes = ["--host-memory", "64", "--gpus-per-node", "1", "--node-network-gbit", "10"]
+    assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", *nodes]) == 0
+    assert seen["options"] == nodes
+    assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", "--host-memory", "4"]) == 2
+
+
+def test_nodes_are_planned_as_they_are_said_to_be(capsys):
+    """The study's own cluster: 16 nodes with one A10G and 10 Gbit/s each."""
+    usual = planned(capsys, "viggo_llama2_7b")[1]
+    single = planned(capsys, "viggo_llama2_7b", "--gpus-per-node", "1", "--node-network-gbit", "10")[1]
+    assert single["hours"] > 5 * usual["hours"]
+    assert single["host_bytes"] == usual["host_bytes"] / 8
+    assert "hpz" not in single["fastest_that_fits"]["deepspeed"]
+    assert any("nodes: 1 GPU(s)" in line and "10 Gbit/s" in line for line in single["assumptions"])
+    row = {found["gpu"]: found for found in single["same_on"]}
+    assert row["A10G"]["hours"] == pytest.approx(single["hours"])
+    assert row["H100"]["usd_per_gpu_hour"] == pytest.approx(6.88)
+    four = planned(capsys, "viggo_llama2_7b", "--gpu", "RTX-4090", "ray.num_workers=4", "--gpus-per-node", "4")[1]
+    apart = planned(capsys, "viggo_llama2_7b", "--gpu", "RTX-4090", "ray.num_workers=4")[1]
+    assert four["hours"] < apart["hours"]
+    assert four["host_bytes"] == 4 * apart["host_bytes"]
+
+
+def test_a_price_in_the_recipe_is_the_plans(capsys):
+    found = planned(capsys, "viggo_llama2_7b", "ray.usd_per_gpu_hour=0.5")[1]
+    assert found["usd_per_gpu_hour"] == 0.5
+    assert found["cost_usd"] == pytest.approx(16 * 0.5 * found["hours"])
+    assert planned(capsys, "viggo_llama2_7b", "ray.usd_per_gpu_hour=0.5", "--price", "2")[1]["usd_per_gpu_hour"] == 2
 
 
 def test_runs_on_cpus_and_unknown_sizes_are_not_refused(capsys):

@@ -201,6 +201,23 @@ def test_tables_carry_their_sources():
     assert all(row.source and len(row.date) == 7 and hardware.gpu(row.gpu).name == row.gpu for row in PRICES)
 
 
+def test_prices_are_of_the_instance_whose_nodes_are_planned():
+    for row in PRICES:
+        instance = hardware.gpu(row.gpu).source.rpartition("; ")[2]
+        assert f"AWS {instance};" in row.source
+    assert hardware.price("A10G").usd_per_hour == pytest.approx(16.288 / 8)
+
+
+def test_hpz_needs_several_gpus_per_node():
+    slow = {"train__micro_batch_tokens": 512, "train__global_batch_size": 1024, "deepspeed": "auto"}
+    network = 1e9 / 8
+    assert "hpz" in plan("7b", options=Options(node_network=network), **slow).config.deepspeed
+    single = plan("7b", options=Options(node_network=network, gpus_per_node=1, host_memory=2**36), **slow)
+    assert "hpz" not in single.config.deepspeed
+    assert "hpz" not in single.best.deepspeed
+    assert single.setup.workers_per_node == 1
+
+
 def test_a_host_that_could_train_but_not_save_is_refused():
     """70B, offloaded on 16 A10G: 18 bytes per parameter rest on two hosts, and a save copies 12 more."""
     found = plan("70b", 16, deepspeed="zero3_offload_70b")
