@@ -120,8 +120,8 @@ def _plan_row(model: str, cluster: str, gpu: Gpu, workers: int) -> str:
     best = search.preferred((option.choice for option in tried if fitting(option, gpu)), gpu)
     if best is None:
         least = min(tried, key=lambda option: (option.memory.gpu.total > gpu.memory, option.memory.host_peak))
-        host, has = least.memory.host_peak / GIB, usable(gpu.node_memory) / GIB
-        need = f"{least.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB | {host:,.0f} of {has:,.0f} GiB"
+        host = f"{least.memory.host_peak / GIB:,.0f} of {usable(gpu.node_memory) / GIB:,.0f} GiB"
+        need = f"{least.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB | {host}"
         return f"| {model} | {cluster} | **none**; the nearest is {least.choice.deepspeed} | | {need} | | | |"
     hours = STEPS * best.step_seconds / 3600
     price = hardware.price(gpu.name)

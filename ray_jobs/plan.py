@@ -53,9 +53,10 @@ def plan(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str
 
 def plans(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str], None]) -> list[Plan]:
     """The plan of each of the recipe's stages, in their order; one where it has none. Arguments and errors: `plan`."""
-    found, exports = [], {}
+    found: list[Plan] = []
+    exports: dict[str, _Base] = {}
     for stage in stages.expand(config):
-        base = exports.get(stage.model.name_or_path)
+        base = exports.get(str(stage.model.name_or_path))
         model_config, rows, tokenizer = _known(stage, fetch, say, base)
         exports[str(stage.run_dir / "export")] = _Base(model_config, tokenizer)
         found.append(planner.plan(stage, model_config, rows, options))
@@ -72,7 +73,9 @@ def _known(
 ) -> tuple[dict[str, Any], Lengths, Any | None]:
     task_list = [task_of(config), *(task_of(lengths.alone(config, part)) for part in config.data.mixture)]
     tokenizer = _tokenizer(config, task_list, fetch, base)
-    model_config = architecture(config.model, task_list, tokenizer, fetch=fetch, base=base and base.architecture)
+    model_config = architecture(
+        config.model, task_list, tokenizer, fetch=fetch, base=base.architecture if base else None
+    )
     return model_config, lengths.of(config, tokenizer, fetch=fetch, say=say), tokenizer
 
 

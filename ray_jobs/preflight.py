@@ -143,6 +143,9 @@ def _space(run: RunConfig, plan: Plan) -> Check:
     kept, export = plan.checkpoints_kept, memory.export_bytes(plan.setup)
     needed = max(0, kept * plan.checkpoint + export - storage.kept(run.run_dir))
     what = f"{kept} checkpoints of {planner.gb(plan.checkpoint)} and an export of {planner.gb(export)}"
+    if not storage.has_model(run.run_dir.parent / "cache", plan.starting_model):
+        needed += plan.starting_model
+        what += f", and {planner.gb(plan.starting_model)} for the prepared model"
     return storage.check_space(storage.free_bytes(run.run_dir), needed, what, where="the driver")
 
 

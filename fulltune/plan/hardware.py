@@ -143,4 +143,6 @@ def price(name: str) -> Price | None:
 def usd_per_hour(name: str, own: float | None) -> float | None:
     """Of one GPU: the user's own price, else the listed one; None where neither is known."""
     listed = price(name)
-    return own if own is not None else listed and listed.usd_per_hour
+    if own is not None or listed is None:
+        return own
+    return listed.usd_per_hour

@@ -68,6 +68,7 @@ class Plan:
 
     Attributes:
         problems: why it does not fit, one sentence each; empty if it does.
+        starting_model: bytes of the folder that `prepare` writes to the shared storage before the workers start.
         usd_per_hour: of one GPU; None where no price is known.
         best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
     """
@@ -83,6 +84,7 @@ class Plan:
     cost_usd: float | None
     checkpoint: int
     checkpoints_kept: int
+    starting_model: int
     problems: tuple[str, ...]
     best: Choice | None
     smallest: Choice | None
@@ -93,6 +95,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.problems
+
+    @property
+    def disk(self) -> int:
+        """Bytes of shared storage: the starting model, the checkpoints that exist at once, and the export."""
+        return self.starting_model + self.checkpoint * self.checkpoints_kept + memory.export_bytes(self.setup)
 
 
 def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, options: Options) -> Plan:
@@ -130,6 +137,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
+        starting_model=(memory.FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
         problems=_problems(found, gpu, host_memory),
         best=search.fastest(*searched) if searched else None,
         smallest=search.smallest(*searched, offload=False) if searched else None,

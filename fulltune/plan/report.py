@@ -46,7 +46,8 @@ def as_json(found: Plan) -> dict[str, Any]:
         "host_usable_bytes": memory.usable(found.host_memory),
         "nvme_bytes": found.memory.nvme,
         "checkpoint_bytes": found.checkpoint,
-        "disk_bytes": found.checkpoint * found.checkpoints_kept + memory.export_bytes(made),
+        "starting_model_bytes": found.starting_model,
+        "disk_bytes": found.disk,
         "examples": found.work.examples,
         "tokens": found.work.tokens,
         "supervised_tokens": found.work.supervised,
@@ -161,8 +162,8 @@ def _memory(found: Plan) -> list[str]:
         f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading, "
         f"{gb(found.memory.host_saving)} saving; export {gb(found.memory.host_export)}; of "
         f"{gb(memory.usable(found.host_memory))}",
-        f"disk: {gb(found.checkpoint)} per checkpoint, at most {found.checkpoints_kept} at a time; "
-        f"export {gb(memory.export_bytes(made))}",
+        f"disk: {gb(found.starting_model)} for the prepared model, {gb(found.checkpoint)} per checkpoint, at most "
+        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}",
     ]
 
 

@@ -13,7 +13,7 @@ from fulltune.plan.workload import Lengths, workload
 from fulltune.preflight import facts as about
 from fulltune.preflight import memory, micro_batch, network, step, storage
 from fulltune.preflight.check import Check, is_go, judged
-from fulltune.preflight.estimate import Estimate, estimate, slowest
+from fulltune.preflight.estimate import Estimate, communication_floor, estimate, slowest
 from fulltune.preflight.facts import Facts
 from fulltune.preflight.micro_batch import Choice, Peak, Size
 from fulltune.preflight.network import Network
@@ -241,13 +241,16 @@ def _consequences(
         tried=tried,
     )
     sized = run.model_copy(update={"ray": run.ray.model_copy(update={"num_workers": count})})
+    work = workload(sized, lengths)
+    nodes = len(about.by_node(answers.facts))
     expected = estimate(
         plan.setup,
-        workload(sized, lengths),
+        work,
         slowest({rank: measured.timing for rank, measured in answers.step.items()}),
         workers=count,
         planned_hours=plan.hours,
         usd_per_hour=usd_per_hour,
+        floor=communication_floor(plan.setup, work, workers=count, nodes=nodes, network=answers.network, gpu=plan.gpu),
     )
     return replace(found, choice=choice, estimate=expected)
 
