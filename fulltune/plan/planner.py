@@ -18,6 +18,7 @@ from fulltune.plan import hardware, memory, search, shape, sharding, time, workl
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
 from fulltune.plan.search import Choice
+from fulltune.plan.states import FP32
 from fulltune.plan.workload import Lengths, Workload
 from tasks.base import UserError
 
@@ -137,7 +138,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
-        starting_model=(memory.FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
+        starting_model=(FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
         problems=_problems(found, gpu, host_memory),
         best=search.fastest(*searched) if searched else None,
         smallest=search.smallest(*searched, offload=False) if searched else None,
