@@ -13,9 +13,8 @@ import yaml
 import deepspeed_configs
 from fulltune.config import RunConfig
 from fulltune.plan.planner import Options, Plan, gb
+from ray_jobs.plan import USUAL
 from tasks.base import UserError
-
-USUAL = Options()  # nodes as the table of GPUs has them
 
 
 def decided(run: RunConfig, nodes: Options = USUAL, *, fetch: bool, say: Callable[[str], None]) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(config.dump(_with_sharding(resolved, nodes)), end="")
         return 0
-    if not arguments.force:
+    joins = "RAY_ADDRESS" in os.environ  # a cluster that is there knows its nodes
+    if not arguments.force and not joins:
         from ray_jobs.plan import refuse_what_cannot_fit
 
         refuse_what_cannot_fit(resolved, nodes, say=recipe.say)
-    return train_and_report(resolved, with_report=not arguments.no_report, nodes=nodes)
+    return train_and_report(
+        resolved, with_report=not arguments.no_report, nodes=nodes, gate=joins and not arguments.force
+    )
 
 
 def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
@@ -54,11 +58,12 @@ def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
         return resolved
 
 
-def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None) -> int:
+def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None, gate: bool = False) -> int:
     """The run and what follows it.
 
     Args:
         nodes: what the plan shall take the nodes for.
+        gate: refuse what by plan does not fit the nodes of the cluster that is joined.
     """
     from fulltune import quiet
     from fulltune.config import RunConfig
@@ -67,12 +72,15 @@ def train_and_report(resolved: object, *, with_report: bool, nodes: Options | No
     quiet.transformers()
     from fulltune.stages import expand
     from ray_jobs import cluster, report
+    from ray_jobs.plan import USUAL, refuse_what_cannot_fit
     from ray_jobs.train import RunEnded, train
 
     assert isinstance(resolved, RunConfig), resolved
     *earlier, last = expand(resolved)
     try:
         with cluster.connected():
+            if gate:
+                refuse_what_cannot_fit(resolved, cluster.as_found(resolved.ray, nodes or USUAL), say=recipe.say)
             for stage in earlier:
                 checkpoint = train(stage, arguments=sys.argv, nodes=nodes, say=recipe.say)
                 report.export_run(stage, checkpoint, stage.run_dir / "export")

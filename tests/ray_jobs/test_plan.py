@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -158,6 +159,26 @@ def test_the_nodes_that_a_plan_takes_reach_the_job(monkeypatch):
     assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", *nodes]) == 0
     assert seen["options"] == nodes
     assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", "--host-memory", "4"]) == 2
+
+
+def test_on_a_cluster_that_is_there_its_own_nodes_decide(monkeypatch, capsys):
+    """One worker per host fits a host of the table, eight GPUs of a node with 64 GiB do not."""
+    import ray
+
+    from ray_jobs import cluster
+    from ray_jobs import train as training
+
+    rows = [{"GPU": 8.0, "accelerator_type:A10G": 1.0, "memory": 40.0 * 2**30, "object_store_memory": 24.0 * 2**30}]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Resources": row, "Alive": True} for row in rows])
+    monkeypatch.setattr(training, "train", lambda *_, **__: Path("checkpoint"))
+    run = ["train", "viggo_llama2_7b", "deepspeed=zero3_offload_7b", "--no-report"]
+    assert cli.main(run) == 2
+    assert "of host memory per node, Ray leaves 65.3 GB" in capsys.readouterr().err
+    assert cli.main([*run, "--force"]) == 0
+    assert cli.main([*run, "--host-memory", "768"]) == 0
 
 
 def test_nodes_are_planned_as_they_are_said_to_be(capsys):
