@@ -42,7 +42,7 @@ def train(
     from ray_jobs import cluster
 
     run.run_dir.mkdir(parents=True, exist_ok=True)
-    run = auto.decided(run, cluster.as_found(run.ray, nodes or auto.USUAL), fetch=True, say=say)
+    run = auto.decided(run, cluster.as_found(run.ray, nodes or Options()), fetch=True, say=say)
     if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip
