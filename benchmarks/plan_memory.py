@@ -1,11 +1,12 @@
 """The plan's bytes beside what live engines hold, on CPU: model states, peak process memory, saved activations.
 
-    python -m benchmarks.plan_memory [--part states|peak|activations ...] [--workers 1 2 4] [--shapes 3] [--json OUT]
+    python -m benchmarks.plan_memory [--part states|copies|peak|activations ...] [--workers 1 2 4] [--json OUT]
 
 states: every worker's weights, gradients, master weights and moments, counted as storages of a real DeepSpeed engine in
-the middle of a step, for ZeRO 0-3. peak: the high-water mark of a process's memory over two steps, less the baseline
-after a smaller engine has come and gone, median of three. activations: storages that autograd saved. Float32, gloo,
-random weights of tiny Llamas. Exit code 1 where a prediction misses its bound.
+the middle of a step, for ZeRO 0-3. copies: what a save copies into host memory, of all workers. peak: the high-water
+mark of a process's memory over two steps, less the baseline after a smaller engine has come and gone, median of three.
+activations: storages that autograd saved. Float32, gloo, random weights of tiny Llamas. Exit code 1 where a prediction
+misses its bound.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import ranks
+from fulltune.config import TrainConfig
 
-BOUNDS = {"states": 0.01, "peak": 0.10, "activations": 0.05}
+if TYPE_CHECKING:
+    from fulltune.plan.memory import Setup
+
+BOUNDS = {"states": 0.01, "copies": 0.01, "peak": 0.10, "activations": 0.05}
 REPEATS = 3
 BOUND_S = 1500  # for all that one launch measures
 # every allocation of 64 KiB and more is mapped and unmapped by itself, so that resident memory is what is in use
@@ -106,6 +111,25 @@ def plan_states(config: dict[str, Any], stage: int, workers: int) -> dict[str, i
     return {kind: getattr(found, kind) for kind in ("parameters", "gradients", "master", "moments")}
 
 
+def copies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of the copies that a save makes on a node that holds all workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = {name: write_model(Path(folder) / name, TINY[name]) for name in options.shapes}
+        for workers in options.workers:
+            jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
+            counted = launch("count_copies", workers, {"jobs": jobs, "folder": folder}, folder)
+            for index, (name, _, stage) in enumerate(jobs):
+                will = plan_copies(TINY[name], stage, workers)
+                yield say(row("copies", f"{name} ZeRO-{stage} x {workers}", will, sum(rank[index] for rank in counted)))
+
+
+def plan_copies(config: dict[str, Any], stage: int, workers: int) -> int:
+    """The plan's bytes of those."""
+    from fulltune.plan import memory
+
+    return memory.snapshot_bytes(plan_setup(config, stage, workers))
+
+
 def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of the peak table: the fullest worker's median; one process per worker measures everything."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,9 +146,17 @@ def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
     """The plan's peak of one worker's tensors."""
-    from fulltune.plan import activations, memory, shape, sharding
+    from fulltune.plan import memory
 
-    setup = memory.Setup(
+    return memory.memory(plan_setup(config, stage, workers)).tensors
+
+
+def plan_setup(config: dict[str, Any], stage: int, workers: int) -> Setup:
+    """These runs, as a plan sees them; all workers on one node."""
+    from fulltune.plan import activations, shape, sharding
+    from fulltune.plan.memory import Setup
+
+    return Setup(
         shape=shape.of(config),
         sharding=sharding.read(deepspeed(stage)),
         batch=activations.Batch(sum(LENGTHS), sum(LENGTHS) // 2),
@@ -133,9 +165,10 @@ def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
         checkpointing=False,
         attention="segments",
         decay_groups=True,
+        loss_chunk=TrainConfig().loss_chunk_tokens,
+        workers_per_node=workers,
         on_gpu=False,
     )
-    return memory.memory(setup).tensors
 
 
 def activations(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -166,6 +199,7 @@ def plan_saved(config: dict[str, Any], dtype: str, *, checkpointing: bool) -> in
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
     "states": states,
+    "copies": copies,
     "peak": peak,
     "activations": activations,
 }

@@ -65,6 +65,17 @@ def count_states(arguments: dict[str, Any]) -> list[dict[str, int]]:
     return found
 
 
+def count_copies(arguments: dict[str, Any]) -> list[int]:
+    """Bytes that this worker copies into host memory at a save, for every [name, model, stage]."""
+    found = []
+    for number, (_, model, stage) in enumerate(arguments["jobs"]):
+        engine = engine_in_a_step(model, stage, whole=True)
+        found.append(engine.snapshot(Path(arguments["folder"]) / f"save-{number}-{dist.get_rank()}").bytes)
+        del engine
+        gc.collect()
+    return found
+
+
 def kinds(engine: Engine) -> dict[str, int]:
     """Bytes of the storages behind an engine's weights, gradients, master weights and moments; each counted once."""
     seen: set[int] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fulltune import architectures, config
 from fulltune.plan import planner, workload
 from fulltune.plan.planner import Options, Plan
-from ray_jobs.plan import COUNTED
+from ray_jobs.lengths import COUNTED
 
 CLUSTERS = ((16, "A10G"), (8, "A100-80"), (8, "H100"), (32, "A10G"))
 SIZES = ("7b", "13b", "70b")
@@ -42,7 +42,7 @@ def main() -> None:
     print(
         "| model | cluster | GB per GPU | "
         + " | ".join(SHARDINGS)
-        + " | host per node, offloaded | fastest that fits |"
+        + " | host per node, offloaded: training, saving | chosen |"
     )
     print("|---|---|---|" + "---|" * (len(SHARDINGS) + 2))
     for size in SIZES:
@@ -51,7 +51,7 @@ def main() -> None:
             best = plans[0].best
             choice = f"{best.deepspeed}, {best.micro_batch_tokens:,} tokens" if best else "none"
             capacity = plans[0].gpu.memory / 1e9 if plans[0].gpu else 0
-            host = f"{plans[-1].memory.host / 1e9:.0f} GB"
+            host = f"{plans[-1].memory.host / 1e9:.0f}, {plans[-1].memory.host_saving / 1e9:.0f} GB"
             cells = " | ".join(cell(found) for found in plans)
             print(f"| {size.upper()} | {workers} x {gpu} | {capacity:.1f} | {cells} | {host} | {choice} |")
 

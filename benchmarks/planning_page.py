@@ -18,12 +18,13 @@ from pathlib import Path
 import deepspeed_configs
 from benchmarks import estimators, fit_throughput
 from fulltune import architectures
-from fulltune.plan import fits, hardware, published, shape, sharding, throughput
+from fulltune.config import TrainConfig
+from fulltune.plan import fits, hardware, published, search, shape, sharding, throughput
 from fulltune.plan.activations import Batch
 from fulltune.plan.hardware import GIB, Gpu
-from fulltune.plan.memory import Memory, Setup, memory
+from fulltune.plan.memory import Memory, Setup, memory, usable
+from fulltune.plan.search import Choice
 from fulltune.plan.sharding import Sharding
-from fulltune.plan.throughput import StepTime
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "planning_evidence.md"
 
@@ -33,7 +34,6 @@ ROWS, GLOBAL_BATCH, MEAN, SUPERVISED, PADDED = 7473, 256, 190, 0.66, 512
 STEPS = -(-ROWS // GLOBAL_BATCH)
 MODELS = {"7B": "llama2_7b", "13B": "llama2_13b", "70B": "llama2_70b"}
 CLUSTERS = {"16x A10G": ("A10G", 16), "8x A100-80": ("A100-80", 8), "8x H100": ("H100", 8), "32x A10G": ("A10G", 32)}
-FILES = ("zero1", "zero2", "zero3", "zero3_offload", "zero3_offload_all")
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384)
 
 
@@ -41,32 +41,46 @@ MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384)
 class Option:
     """A configuration with what it needs and how long its step takes."""
 
-    file: str
+    choice: Choice
     setup: Setup
-    micro_batches: int
     memory: Memory
-    step: StepTime
 
 
 def options(model: str, gpu: Gpu, workers: int) -> Iterator[Option]:
-    """Every shipped sharding, micro-batch and use of checkpointing, for packed GSM8K."""
+    """Every shipped sharding that runs there, micro-batch and use of checkpointing, for packed GSM8K."""
     share = GLOBAL_BATCH * MEAN / workers
-    for file in FILES:
-        settings = deepspeed_configs.load(MODELS[model] if file == "zero3" and model != "70B" else file)
+    hidden = shape.of(architectures.load(MODELS[model])).hidden_size
+    for file in (deepspeed_configs.sized(scheme, hidden) for scheme in search.SCHEMES):
+        sharded = sharding.read(deepspeed_configs.load(file))
         for checkpointing in (False, True):
             for size in MICRO_BATCHES:
                 micro_batches = max(1, -(-round(share) // size))
                 tokens = min(size, round(share / micro_batches) + PADDED)
-                made = setup(model, sharding.read(settings), gpu, workers, tokens, checkpointing=checkpointing)
-                step = throughput.planned_step(
-                    made,
-                    gpu,
-                    tokens=GLOBAL_BATCH * MEAN,
-                    supervised_tokens=GLOBAL_BATCH * MEAN * SUPERVISED,
-                    squared_lengths=GLOBAL_BATCH * MEAN**2,
-                    micro_batches=micro_batches,
-                )
-                yield Option(file, made, micro_batches, memory(made), step)
+                made = setup(model, sharded, gpu, workers, tokens, checkpointing=checkpointing)
+                if search.runs(made):
+                    yield Option(_choice(file, made, gpu, micro_batches), made, memory(made))
+
+
+def _choice(file: str, made: Setup, gpu: Gpu, micro_batches: int) -> Choice:
+    step = throughput.planned_step(
+        made,
+        gpu,
+        tokens=GLOBAL_BATCH * MEAN,
+        supervised_tokens=GLOBAL_BATCH * MEAN * SUPERVISED,
+        squared_lengths=GLOBAL_BATCH * MEAN**2,
+        micro_batches=micro_batches,
+    )
+    needed = memory(made)
+    return Choice(
+        deepspeed=file,
+        workers=made.workers,
+        micro_batch_tokens=made.batch.tokens,
+        micro_batches=micro_batches,
+        gradient_checkpointing=made.checkpointing,
+        step_seconds=step.total,
+        gpu_bytes=needed.gpu.total,
+        host_bytes=needed.host_peak,
+    )
 
 
 def setup(model: str, sharded: Sharding, gpu: Gpu, workers: int, tokens: int, *, checkpointing: bool) -> Setup:
@@ -79,19 +93,20 @@ def setup(model: str, sharded: Sharding, gpu: Gpu, workers: int, tokens: int, *,
         dtype_bytes=2,
         checkpointing=checkpointing,
         attention="flash",
+        loss_chunk=TrainConfig().loss_chunk_tokens,
         workers_per_node=min(workers, gpu.node_size),
     )
 
 
 def fitting(option: Option, gpu: Gpu) -> bool:
     """Whether GPU and host hold it."""
-    return option.memory.gpu.total <= gpu.memory and option.memory.host <= gpu.node_memory
+    return search.fits(option.memory, gpu, gpu.node_memory)
 
 
 def plans() -> str:
-    """The fastest configuration that fits, by model and cluster."""
+    """What the search chooses, by model and cluster."""
     lines = [
-        "| model | cluster | fastest that fits | micro-batches | per GPU | host per node | step | epoch | cost |",
+        "| model | cluster | chosen | micro-batches | per GPU | host per node, at most | step | epoch | cost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in MODELS:
@@ -102,29 +117,23 @@ def plans() -> str:
 
 def _plan_row(model: str, cluster: str, gpu: Gpu, workers: int) -> str:
     tried = list(options(model, gpu, workers))
-    held = [option for option in tried if fitting(option, gpu)]
-    if not held:
-        least = min(tried, key=lambda option: (option.memory.gpu.total > gpu.memory, option.memory.host))
-        host, has = least.memory.host / GIB, gpu.node_memory / GIB
-        need = f"{least.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB | {host:,.0f} of {has:,.0f} GiB"
-        return f"| {model} | {cluster} | **none**; the nearest is {least.file} | | {need} | | | |"
-    best = min(held, key=_rank)
-    hours = STEPS * best.step.total / 3600
+    best = search.preferred((option.choice for option in tried if fitting(option, gpu)), gpu)
+    if best is None:
+        least = min(tried, key=lambda option: (option.memory.gpu.total > gpu.memory, option.memory.host_peak))
+        host = f"{least.memory.host_peak / GIB:,.0f} of {usable(gpu.node_memory) / GIB:,.0f} GiB"
+        need = f"{least.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB | {host}"
+        return f"| {model} | {cluster} | **none**; the nearest is {least.choice.deepspeed} | | {need} | | | |"
+    hours = STEPS * best.step_seconds / 3600
     price = hardware.price(gpu.name)
     cost = f"${hours * workers * price.usd_per_hour:,.2f}" if price else "no price listed"
-    name = f"{best.file}{', checkpointing' if best.setup.checkpointing else ''}"
-    per_gpu = f"{best.memory.gpu.total / GIB:.1f} of {gpu.memory / GIB:.1f} GiB"
-    host = f"{best.memory.host / GIB:,.0f} GiB"
-    size = f"{best.micro_batches} x {best.setup.batch.tokens:,}"
+    name = f"{best.deepspeed}{', checkpointing' if best.gradient_checkpointing else ''}"
+    per_gpu = f"{best.gpu_bytes / GIB:.1f} of {gpu.memory / GIB:.1f} GiB"
+    host = f"{best.host_bytes / GIB:,.0f} of {usable(gpu.node_memory) / GIB:,.0f} GiB"
+    size = f"{best.micro_batches} x {best.micro_batch_tokens:,}"
     return (
         f"| {model} | {cluster} | {name} | {size} | {per_gpu} | {host} "
-        f"| {best.step.total:.1f} s | {hours * 60:.1f} min | {cost} |"
+        f"| {best.step_seconds:.1f} s | {hours * 60:.1f} min | {cost} |"
     )
-
-
-def _rank(option: Option) -> tuple[float, int, int, int]:
-    """Of equally fast ones, as `fulltune.plan.search`: the least sharded, then the fewest passes, then the smallest."""
-    return round(option.step.total, 3), FILES.index(option.file), option.micro_batches, option.memory.gpu.total
 
 
 # what the study trained on: single-GPU nodes for 7B and 13B, four g5.48xlarge for 70B

@@ -143,6 +143,7 @@ class RayConfig(Section):
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     accelerator_type: str | None = Field(None, description="for example A10G or H100")
+    usd_per_gpu_hour: float | None = Field(None, gt=0, description="what a GPU costs, in place of the listed price")
     storage_path: str = Field("runs", description="a folder that every node sees")
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")
     max_failures: int = Field(3, ge=-1, description="worker failures that Ray mends by itself; -1: no limit")

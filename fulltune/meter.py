@@ -78,22 +78,31 @@ class Meter:
         }
 
 
-def for_run(model: Path, *, gpu_name: str | None, dtype: str, workers: int, total_steps: int) -> Meter:
+def for_run(
+    model: Path,
+    *,
+    gpu_name: str | None,
+    dtype: str,
+    workers: int,
+    total_steps: int,
+    usd_per_hour: float | None = None,
+) -> Meter:
     """The meter of a run that trains the model in that folder.
 
     Args:
         gpu_name: as CUDA calls the device; None on CPUs.
         dtype: of the training; a peak is known for the 16-bit ones.
+        usd_per_hour: of one GPU (ray.usd_per_gpu_hour); None for the listed price.
     """
     gpu = None if gpu_name is None else gpu_of(gpu_name)
-    price = None if gpu is None else hardware.price(gpu.name)
+    listed = usd_per_hour if gpu is None else hardware.usd_per_hour(gpu.name, usd_per_hour)
     return Meter(
         shape=shape.of(json.loads((model / "config.json").read_text())),
         workers=workers,
         total_steps=total_steps,
         on_gpu=gpu_name is not None,
         peak_flops=gpu.bf16_flops if gpu is not None and dtype in ("bfloat16", "float16") else None,
-        usd_per_hour=None if price is None else price.usd_per_hour,
+        usd_per_hour=listed,
     )
 
 

@@ -229,6 +229,7 @@ def _log(
         dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
         workers=workers.size,
         total_steps=total_steps,
+        usd_per_hour=config.ray.usd_per_gpu_hour,
     )
     return MetricsLog(
         inputs.run,

@@ -13,13 +13,15 @@ import yaml
 import deepspeed_configs
 from fulltune.config import RunConfig
 from fulltune.plan.planner import Options, Plan, gb
+from ray_jobs.plan import USUAL
 from tasks.base import UserError
 
 
-def decided(run: RunConfig, *, fetch: bool, say: Callable[[str], None]) -> RunConfig:
+def decided(run: RunConfig, nodes: Options = USUAL, *, fetch: bool, say: Callable[[str], None]) -> RunConfig:
     """The run with `deepspeed: auto` replaced by a file's name; any other run as it is.
 
     Args:
+        nodes: what the plan takes the nodes for.
         fetch: config.json, tokenizer and data may come from the network.
 
     Raises:
@@ -31,7 +33,7 @@ def decided(run: RunConfig, *, fetch: bool, say: Callable[[str], None]) -> RunCo
     if name is not None:
         say(f"deepspeed: {name}, chosen when the run began")
         return run.model_copy(update={"deepspeed": name})
-    found = _plan(run, fetch)
+    found = _plan(run, nodes, fetch)
     say(f"deepspeed: auto is {found.config.deepspeed}: {_reason(found)}")
     return run.model_copy(update={"deepspeed": found.config.deepspeed})
 
@@ -42,11 +44,11 @@ def _recorded(run: RunConfig) -> str | None:
     return named if isinstance(named, str) and named != deepspeed_configs.AUTO else None
 
 
-def _plan(run: RunConfig, fetch: bool) -> Plan:
+def _plan(run: RunConfig, nodes: Options, fetch: bool) -> Plan:
     from ray_jobs.plan import plan
 
     try:
-        return plan(run, Options(), fetch=fetch, say=lambda _: None)
+        return plan(run, nodes, fetch=fetch, say=lambda _: None)
     except UserError as error:
         raise UserError(
             got=f"deepspeed: auto, and no plan: {error.got}",

@@ -7,12 +7,14 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from fulltune.config import RayConfig, RunConfig
+from fulltune.plan.planner import Options
 from tasks.base import UserError
 
 LOCAL = "local"
@@ -114,6 +116,26 @@ def refuse_validation_without_room(run: RunConfig) -> None:
 def places(needs: dict[str, float]) -> int:
     """How many workers with these needs the nodes hold that are there now."""
     return sum(_places(node, needs) for node in _nodes())
+
+
+def as_found(config: RayConfig, nodes: Options) -> Options:
+    """The options with what Ray's nodes have where the user said nothing; unchanged where none has the run's GPUs.
+
+    Ray takes `memory` and its object store out of what was free when it started on a node: together they are what a
+    node's processes may use.
+    """
+    if not (ray.is_initialized() and config.use_gpu):
+        return nodes
+    kind = f"accelerator_type:{config.accelerator_type}"
+    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (config.accelerator_type is None or kind in node)]
+    if not found:
+        return nodes
+    memory = min(int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in found)
+    return replace(
+        nodes,
+        gpus_per_node=nodes.gpus_per_node or max(int(node["GPU"]) for node in found),
+        host_memory=nodes.host_memory or memory or None,
+    )
 
 
 def free_cpus(config: RayConfig) -> float:

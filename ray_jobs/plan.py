@@ -6,36 +6,37 @@ is assumed, and the plan says so.
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fulltune import architectures, model
+from fulltune import architectures, model, stages
 from fulltune import tokenizer as tok
 from fulltune.config import ModelConfig, RunConfig
-from fulltune.plan import planner, workload
+from fulltune.plan import planner
 from fulltune.plan.planner import Options, Plan
 from fulltune.plan.workload import Lengths
-from ray_jobs.prepare import load_split, plain_text, task_of
-from tasks.base import Record, Task, UserError
+from ray_jobs import lengths
+from ray_jobs.prepare import task_of, texts, training_sources
+from tasks.base import Task, UserError
+
+USUAL = Options()  # nodes as the table of GPUs has them
 
 # hub ids whose config.json ships with fulltune
 SHIPPED = {
     f"meta-llama/Llama-2-{size}{kind}-hf": f"llama2_{size}" for size in ("7b", "13b", "70b") for kind in ("", "-chat")
 }
 
-# training splits of the published data sets in tokens of Llama-2 with the task's own: rows, mean length, standard
-# deviation, supervised share; counted once on the full splits
-COUNTED = {
-    "viggo": (5103, 76.8, 30.0, 0.518),
-    "gsm8k": (7097, 200.5, 72.6, 0.652),
-    "sql_create_context": (14550, 84.4, 31.7, 0.423),
-}
-BYTES_PER_TOKEN = 3.0  # Llama-2's tokenizer takes 2.2 (arithmetic) to 3.6 (queries) on the tasks' texts
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What a stage takes from the earlier one that it starts from, whose export does not exist yet."""
+
+    architecture: dict[str, Any]
+    tokenizer: Any | None
 
 
 def plan(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str], None]) -> Plan:
@@ -50,21 +51,53 @@ def plan(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str
     return planner.plan(config, *known(config, fetch=fetch, say=say), options)
 
 
+def plans(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str], None]) -> list[Plan]:
+    """The plan of each of the recipe's stages, in their order; one where it has none. Arguments and errors: `plan`."""
+    found: list[Plan] = []
+    exports: dict[str, _Base] = {}
+    for stage in stages.expand(config):
+        base = exports.get(str(stage.model.name_or_path))
+        model_config, rows, tokenizer = _known(stage, fetch, say, base)
+        exports[str(stage.run_dir / "export")] = _Base(model_config, tokenizer)
+        found.append(planner.plan(stage, model_config, rows, options))
+    return found
+
+
 def known(config: RunConfig, *, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], Lengths]:
     """config.json of the model as it will be trained, and the lengths of its data; arguments as for `plan`."""
-    task = task_of(config)
-    tokenizer = _tokenizer(config, task, fetch, say)
-    lengths = _lengths(config, task, tokenizer, fetch, say)
-    return architecture(config.model, task, tokenizer, fetch=fetch), lengths
+    return _known(config, fetch, say, None)[:2]
 
 
-def architecture(config: ModelConfig, task: Task, tokenizer: Any | None, *, fetch: bool) -> dict[str, Any]:
-    """config.json of the model, its vocabulary grown by the task's tokens as `fulltune.model.prepare` does."""
+def _known(
+    config: RunConfig, fetch: bool, say: Callable[[str], None], base: _Base | None
+) -> tuple[dict[str, Any], Lengths, Any | None]:
+    task_list = [task_of(config), *(task_of(lengths.alone(config, part)) for part in config.data.mixture)]
+    tokenizer = _tokenizer(config, task_list, fetch, base)
+    model_config = architecture(
+        config.model, task_list, tokenizer, fetch=fetch, base=base.architecture if base else None
+    )
+    return model_config, lengths.of(config, tokenizer, fetch=fetch, say=say), tokenizer
+
+
+def architecture(
+    config: ModelConfig,
+    task_list: Sequence[Task],
+    tokenizer: Any | None,
+    *,
+    fetch: bool,
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """config.json of the model, its vocabulary grown by the tasks' tokens as `fulltune.model.prepare` does.
+
+    Args:
+        base: config.json of the earlier stage that it starts from.
+    """
     if config.init == "random":
         size = len(tokenizer) if tokenizer is not None else 0
         return {"model_type": "llama"} | config.config | {"vocab_size": model.padded(size)}
-    found = _pretrained(config, fetch=fetch)
-    tokens = len(tokenizer) if tokenizer is not None else found["vocab_size"] + len(task.special_tokens) + 1
+    found = base if base is not None else _pretrained(config, fetch=fetch)
+    special = {token for task in task_list for token in task.special_tokens}
+    tokens = len(tokenizer) if tokenizer is not None else found["vocab_size"] + len(special) + 1
     return dict(found) | {"vocab_size": max(found["vocab_size"], model.padded(tokens))}
 
 
@@ -113,12 +146,13 @@ def _from_hub(name: str, revision: str | None, file: str, *, fetch: bool) -> Pat
         ) from None
 
 
-def _tokenizer(config: RunConfig, task: Task, fetch: bool, say: Callable[[str], None]) -> Any | None:
-    """The run's tokenizer with the task's tokens, or None where it is not at hand."""
+def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: _Base | None) -> Any | None:
+    """The run's tokenizer with the tasks' tokens, or None where it is not at hand."""
     named = config.model
     if named.tokenizer is not None:
-        texts = [plain_text(task, record) for record in load_split(config, task, "train", config.data.limit, say)]
-        tokenizer = tok.train_bpe(texts, named.tokenizer.vocab_size)
+        tokenizer = tok.train_bpe(texts(training_sources(config)), named.tokenizer.vocab_size)
+    elif base is not None:
+        tokenizer = copy.deepcopy(base.tokenizer)
     else:
         folder = Path(str(named.name_or_path)).expanduser()
         if not (folder / "tokenizer.json").is_file():
@@ -128,57 +162,14 @@ def _tokenizer(config: RunConfig, task: Task, fetch: bool, say: Callable[[str], 
             _from_hub(str(named.name_or_path), named.revision, "tokenizer_config.json", fetch=fetch)
             folder = cached.parent
         tokenizer = tok.load(str(folder))
-    tok.add_task_tokens(tokenizer, task)
+    if tokenizer is not None:
+        tok.add_task_tokens(tokenizer, *task_list)
     return tokenizer
 
 
-def _lengths(config: RunConfig, task: Task, tokenizer: Any | None, fetch: bool, say: Callable[[str], None]) -> Lengths:
-    if config.data.source == "hub" and not os.environ.get("FULLTUNE_DATA") and not fetch:
-        return _counted(config, task)
-    records = load_split(config, task, "train", config.data.limit, say)
-    if tokenizer is None:
-        return _from_bytes(task, records)
-    encoded = tok.encode_examples(
-        tokenizer, task, [task.render(record) for record in records], loss_on=config.data.loss_on
-    )
-    tokens = np.array([len(ids) for ids, _ in encoded])
-    supervised = np.array([sum(label != tok.IGNORE for label in labels[1:]) for _, labels in encoded])
-    return Lengths(tokens, supervised, f"counted, {len(records):,} rows of {config.data.source}", known=True)
-
-
-def _counted(config: RunConfig, task: Task) -> Lengths:
-    if task.name not in COUNTED:
-        raise UserError(
-            got=f"data.source hub, and no figures for task {task.name!r}",
-            wanted="data at hand, or a task whose published data set was counted: " + ", ".join(COUNTED),
-            fix="add --fetch to read the data, set FULLTUNE_DATA, or plan with data.source=bundled",
-        )
-    rows, mean, spread, share = COUNTED[task.name]
-    rows = min(rows, config.data.limit or rows)
-    share = 1.0 if config.data.loss_on == "all" else share
-    return workload.assumed(
-        rows, mean, spread, share, f"assumed, the published {task.name} in Llama-2 tokens ({rows:,} rows of {mean:.0f})"
-    )
-
-
-def _from_bytes(task: Task, records: list[Record]) -> Lengths:
-    """Lengths without a tokenizer: the texts' bytes, and one token for each special one."""
-    rows = [[(_estimate(task, segment.text), segment.loss) for segment in task.render(record)] for record in records]
-    tokens = np.array([1 + sum(count for count, _ in row) for row in rows])
-    supervised = np.array([max(1, sum(count for count, loss in row if loss)) for row in rows])
-    source = f"estimated, {BYTES_PER_TOKEN:.0f} bytes per token over {len(records):,} rows (no tokenizer at hand)"
-    return Lengths(tokens, supervised, source, known=False)
-
-
-def _estimate(task: Task, text: str) -> int:
-    special = sum(text.count(token) for token in task.special_tokens)
-    for token in task.special_tokens:
-        text = text.replace(token, "")
-    return special + round(len(task.encode_text(text).encode()) / BYTES_PER_TOKEN)
-
-
-def refuse_what_cannot_fit(config: RunConfig, *, say: Callable[[str], None]) -> None:
-    """Before a run on GPUs of a known type starts: does it fit? The message carries the configuration that does.
+def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: Callable[[str], None]) -> None:
+    """Before a run on GPUs of a known type starts: does it, or each of its stages, fit? Else the message carries the
+    configuration that does.
 
     Runs on CPUs, on types the table does not have, and on models or data whose size is not known yet pass.
 
@@ -188,14 +179,20 @@ def refuse_what_cannot_fit(config: RunConfig, *, say: Callable[[str], None]) -> 
     if not config.ray.use_gpu or config.ray.accelerator_type is None:
         return
     try:
-        found = plan(config, Options(), fetch=False, say=lambda _: None)
+        found = plans(config, options, fetch=False, say=lambda _: None)
     except UserError as error:
         say(f"not planned: {error.got}")
         return
+    for each in found:
+        _refuse(each, f"{each.config.ray.name} " if config.stages else "")
+
+
+def _refuse(found: Plan, name: str) -> None:
     if found.fits:
         return
+    config = found.config
     raise UserError(
-        got="planned: " + "; ".join(found.problems),
+        got=f"planned: {name}" + "; ".join(found.problems),
         wanted=f"a run that fits {config.ray.min_workers} x {config.ray.accelerator_type}",
         fix=f"{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
     )

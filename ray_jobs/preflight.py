@@ -86,7 +86,7 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
             ground.plan,
             ground.lengths,
             host_limit=options.plan.host_memory,
-            usd_per_hour=planner.price_of(ground.plan.gpu, options.plan) if ground.plan else None,
+            usd_per_hour=ground.plan.usd_per_hour if ground.plan else None,
         )
         found = replace(found, seconds=time.monotonic() - begun)
     if ground.mark is not None:
@@ -127,7 +127,8 @@ def _ground(run: RunConfig, options: Options, stack: contextlib.ExitStack, say: 
 
 def _plan(run: RunConfig, architecture: dict[str, Any], lengths: Lengths, options: Options) -> Plan:
     gpu = options.plan.gpu or run.ray.accelerator_type or (_cluster_gpu() if run.ray.use_gpu else None)
-    return planner.plan(run, architecture, lengths, replace(options.plan, gpu=gpu if run.ray.use_gpu else None))
+    found = cluster.as_found(run.ray, options.plan)
+    return planner.plan(run, architecture, lengths, replace(found, gpu=gpu if run.ray.use_gpu else None))
 
 
 def _cluster_gpu() -> str | None:
@@ -142,6 +143,9 @@ def _space(run: RunConfig, plan: Plan) -> Check:
     kept, export = plan.checkpoints_kept, memory.export_bytes(plan.setup)
     needed = max(0, kept * plan.checkpoint + export - storage.kept(run.run_dir))
     what = f"{kept} checkpoints of {planner.gb(plan.checkpoint)} and an export of {planner.gb(export)}"
+    if not storage.has_model(run.run_dir.parent / "cache", plan.starting_model):
+        needed += plan.starting_model
+        what += f", and {planner.gb(plan.starting_model)} for the prepared model"
     return storage.check_space(storage.free_bytes(run.run_dir), needed, what, where="the driver")
 
 

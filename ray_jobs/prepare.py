@@ -87,8 +87,8 @@ def prepare(config: RunConfig, *, say: Callable[[str], None]) -> Prepared:
     cache.mkdir(parents=True, exist_ok=True)
     sources = training_sources(config)
     others = [source.open() for source in sources if config.data.mixture]
-    texts = _texts(sources) if config.model.tokenizer else []
-    model_dir = model.prepare(config.model, task, texts, seed=config.train.seed, cache=cache, others=others)
+    own_texts = texts(sources) if config.model.tokenizer else []
+    model_dir = model.prepare(config.model, task, own_texts, seed=config.train.seed, cache=cache, others=others)
     reserved = tuple(token for other in (task, *others) for token in other.special_tokens)
     if config.data.loader == "streaming":
         train_data, train_facts = _stream(sources[0], model_dir, config.data, cache, say)
@@ -192,14 +192,14 @@ def _on_ray(
         yield from tokenise.chunks_of(chunks.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _texts(sources: Sequence[Source]) -> list[str]:
+def texts(sources: Sequence[Source]) -> list[str]:
     """The first training texts of each source, for a tokenizer that is trained on them."""
-    texts = []
+    found = []
     for source in sources:
         task = source.open()
         rows = islice(source.records(), TOKENIZER_ROWS)
-        texts += [plain_text(task, row) for row in rows if task.accepts is None or task.accepts(row)]
-    return texts
+        found += [plain_text(task, row) for row in rows if task.accepts is None or task.accepts(row)]
+    return found
 
 
 def plain_text(task: Task, record: Record) -> str:

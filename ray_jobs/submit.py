@@ -22,12 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def submit(
-    recipe: str, overrides: Sequence[str], *, address: str, wait: bool, force: bool, say: Callable[[str], None]
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    address: str,
+    wait: bool,
+    options: Sequence[str] = (),
+    say: Callable[[str], None],
 ) -> int:
     """Starts the job; without `wait` prints its id and returns 0.
 
     Args:
-        force: the job, too, starts what by plan does not fit.
+        options: of the job's own command: --force, and what its plan shall take the nodes for.
 
     Raises:
         UserError: no cluster at the address, or one that does not let us in.
@@ -37,7 +43,7 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         upload = Path(folder)
         sent = stage(upload, recipe)
-        entry = shlex.join(["python", "-m", "ray_jobs.train", sent, *overrides, *(["--force"] if force else [])])
+        entry = shlex.join(["python", "-m", "ray_jobs.train", sent, *overrides, *options])
         try:
             client = JobSubmissionClient(address)
             job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": str(upload)})

@@ -20,14 +20,20 @@ from typing import Any, cast
 
 from fulltune import checkpoint, config, device, metrics, provenance, validation
 from fulltune.config import RunConfig
+from fulltune.plan.planner import Options
 from fulltune.session import STOP_FILE, fingerprint, refuse_other_run
 from ray_jobs import auto
 from ray_jobs.prepare import Prepared, prepare, task_of
 from tasks.base import UserError
 
 
-def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None]) -> Path:
+def train(
+    run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None], nodes: Options | None = None
+) -> Path:
     """Trains until the last step and returns the final checkpoint.
+
+    Args:
+        nodes: what a plan shall take the nodes for; by default what a cluster that is joined already has.
 
     Raises:
         UserError: the run does not fit the cluster, or a file, key or row is wrong.
@@ -36,7 +42,7 @@ def train(run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None
     from ray_jobs import cluster
 
     run.run_dir.mkdir(parents=True, exist_ok=True)
-    run = auto.decided(run, fetch=True, say=say)
+    run = auto.decided(run, cluster.as_found(run.ray, nodes or Options()), fetch=True, say=say)
     if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip

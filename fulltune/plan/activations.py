@@ -49,9 +49,19 @@ class Activations:
 
 
 def activations(
-    shape: ModelShape, batch: Batch, *, dtype_bytes: int, checkpointing: bool, attention: Attention
+    shape: ModelShape,
+    batch: Batch,
+    *,
+    dtype_bytes: int,
+    checkpointing: bool,
+    attention: Attention,
+    loss_chunk: int = 0,
 ) -> Activations:
-    """What a micro-batch needs besides the model states."""
+    """What a micro-batch needs besides the model states.
+
+    Args:
+        loss_chunk: supervised tokens whose logits exist at a time; 0 for all.
+    """
     e, tokens = dtype_bytes, batch.tokens
     layer = layer_bytes(shape, tokens, dtype_bytes=e, attention=attention)
     kept = e * shape.hidden_size * tokens if checkpointing else layer
@@ -61,7 +71,7 @@ def activations(
     return Activations(
         saved=shape.num_layers * kept + shared + _head(shape, batch, e),
         working=gradients + (layer if checkpointing else 0),
-        loss=loss_bytes(shape, batch),
+        loss=loss_bytes(shape, batch, e, chunk=loss_chunk),
     )
 
 
@@ -85,9 +95,20 @@ def norm_bytes(width: int, dtype_bytes: int) -> int:
     return FP32 * width + FP32 + 2 * dtype_bytes * width
 
 
-def loss_bytes(shape: ModelShape, batch: Batch) -> int:
-    """Peak of the cross entropy: log-probabilities, their gradient, and the gradient of the logits, in float32."""
-    return 3 * FP32 * batch.supervised * shape.vocab_size
+def loss_bytes(shape: ModelShape, batch: Batch, dtype_bytes: int, *, chunk: int) -> int:
+    """Peak of the cross entropy.
+
+    All at once: log-probabilities, their gradient, and the gradient of the logits, in float32. A chunk at a time
+    (`fulltune.loss.LinearCrossEntropy`): a chunk's logits and their exponentials, both in float32, beside what the
+    chunk before left, which goes when the next one's is there; and through all of them the gradients of the head and of
+    its input, in the training dtype.
+    """
+    if not chunk:
+        return 3 * FP32 * batch.supervised * shape.vocab_size
+    rows = min(chunk, batch.supervised)
+    copies = 3 if batch.supervised > rows else 2
+    gradients = dtype_bytes * shape.hidden_size * (shape.vocab_size + batch.supervised)
+    return copies * FP32 * rows * shape.vocab_size + gradients
 
 
 def _shared(shape: ModelShape, tokens: int, e: int, attention: Attention) -> int:

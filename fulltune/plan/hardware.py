@@ -1,6 +1,7 @@
 """GPU types and what they cost: the two tables behind a plan, each row with its source.
 
-Nothing here was measured by fulltune. Prices move: each carries its date, and `--price` replaces it.
+Nothing here was measured by fulltune. Prices move: each carries its date, and `--price` or
+`ray.usd_per_gpu_hour` replaces it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,16 @@ GPUS: tuple[Gpu, ...] = (
     _gpu("A100-40", 39.50, 312, 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {QUOTED}; p4d.24xlarge"),
     _gpu("A100-80", 79.14, 312, 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {QUOTED}; p4de.24xlarge"),
     _gpu("H100", 79.11, 989, 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {QUOTED}; p5.48xlarge"),
-    _gpu("H200", 139.0, 989, 4800, 450, 3200, (8, 2048), f"141 GB less the reserve of its siblings; {QUOTED}; p5e"),
+    _gpu(
+        "H200",
+        139.0,
+        989,
+        4800,
+        450,
+        3200,
+        (8, 2048),
+        f"141 GB less the reserve of its siblings; {QUOTED}; p5en.48xlarge",
+    ),
 )
 
 # names that Ray or people use for a row above; a bare A100 is planned as the smaller one
@@ -92,12 +102,17 @@ ALIASES = {
     "4090": "RTX-4090",
 }
 
+# on demand in us-east-1, Linux: an eighth of the instance whose host memory and network stand above
+RECEIPTS = "https://raw.githubusercontent.com/datareceipts/data-receipts/main/109-gpu-pricing/hyperscalers.json"
+VANTAGE = "instances.vantage.sh, as kept in https://github.com/tsaol/aws-gpu data/all_gpu_instances.js"
 PRICES: tuple[Price, ...] = (
-    Price("A10G", 1.006, "2026-06", "AWS g5.xlarge on demand (factualminds.com); larger ones cost more"),
-    Price("L4", 0.80, "2026-03", "AWS g6, lower end of the range (costnimbus.com)"),
-    Price("A100-40", 1.844, "2024-12", "AWS capacity blocks p4d, us-east-2; on demand costs more"),
-    Price("H100", 3.90, "2026-03", "AWS P5 on demand (costnimbus.com)"),
-    Price("H200", 5.408, "2024-12", "AWS capacity blocks p5e, us-east-2"),
+    Price("A10G", 16.288 / 8, "2025-11", f"AWS g5.48xlarge; {VANTAGE}"),
+    Price("L4", 13.3504 / 8, "2025-11", f"AWS g6.48xlarge; {VANTAGE}"),
+    Price("L40S", 30.13118 / 8, "2025-11", f"AWS g6e.48xlarge; {VANTAGE}"),
+    Price("A100-40", 21.957642 / 8, "2026-11", f"AWS p4d.24xlarge; {RECEIPTS}"),
+    Price("A100-80", 27.44705 / 8, "2026-11", f"AWS p4de.24xlarge; {RECEIPTS}"),
+    Price("H100", 55.04 / 8, "2026-11", f"AWS p5.48xlarge; {RECEIPTS}"),
+    Price("H200", 63.296 / 8, "2026-08", "AWS p5en.48xlarge; https://github.com/dstackai/dstack/pull/4110"),
 )
 
 
@@ -123,3 +138,11 @@ def gpu(name: str) -> Gpu:
 def price(name: str) -> Price | None:
     """The listed price of a GPU type; None where no source is at hand."""
     return next((row for row in PRICES if row.gpu == name), None)
+
+
+def usd_per_hour(name: str, own: float | None) -> float | None:
+    """Of one GPU: the user's own price, else the listed one; None where neither is known."""
+    listed = price(name)
+    if own is not None or listed is None:
+        return own
+    return listed.usd_per_hour

@@ -8,6 +8,7 @@ an allowance on top stands for what no tensor accounts for.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fulltune.plan.activations import Activations, Attention, Batch, activations
@@ -20,6 +21,7 @@ CONTEXT = GIB  # CUDA context, kernels, NCCL channels and cuBLAS workspaces of o
 FRAGMENTATION = 0.05  # of what is allocated and freed within a step, with expandable segments
 PROCESS = 2 * GIB  # a worker's Python, torch and CUDA libraries in host memory
 EXPORT_FILE = 4 * GIB  # fulltune.export.FILE_BYTES
+RAY_KILLS_AT = 0.95  # of a node's memory: there Ray ends a worker (RAY_memory_usage_threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Setup:
     Attributes:
         dtype_bytes: of weights and activations.
         decay_groups: two parameter groups (train.weight_decay > 0).
+        loss_chunk: supervised tokens whose logits exist at a time; 0 for all.
         workers_per_node: that share one host's memory.
     """
 
@@ -40,6 +43,7 @@ class Setup:
     checkpointing: bool
     attention: Attention
     decay_groups: bool = False
+    loss_chunk: int = 0
     workers_per_node: int = 1
     on_gpu: bool = True
 
@@ -74,6 +78,8 @@ class Memory:
         tensors: peak of one worker's tensors alone, without the allowance.
         host: of one node while training.
         host_loading: of one node while the weights load.
+        host_saving: of the node with the first worker while it takes a checkpoint: every save, asynchronous or not,
+            first copies each worker's shard into host memory (`fulltune.engine.snapshot`), also what is there already.
         host_export: of the machine that exports.
         nvme: of one node's local disk, for offload.
     """
@@ -82,8 +88,14 @@ class Memory:
     tensors: int
     host: int
     host_loading: int
+    host_saving: int
     host_export: int
     nvme: int
+
+    @property
+    def host_peak(self) -> int:
+        """What a node's memory must hold at some moment of a run."""
+        return max(self.host, self.host_loading, self.host_saving)
 
 
 def memory(setup: Setup) -> Memory:
@@ -95,6 +107,7 @@ def memory(setup: Setup) -> Memory:
         dtype_bytes=setup.dtype_bytes,
         checkpointing=setup.checkpointing,
         attention=setup.attention,
+        loss_chunk=setup.loss_chunk,
     )
     resting = resting_buckets(setup) if setup.sharding.stage else 0
     # no gradient is on its way yet while the loss is formed, and the loss is gone once gradients are
@@ -118,6 +131,8 @@ def memory(setup: Setup) -> Memory:
         tensors=held.device + transient,
         host=host,
         host_loading=per_node * (_loading(setup) + PROCESS),
+        host_saving=per_node * (held.host + PROCESS + (0 if setup.on_gpu else held.device + resting))
+        + snapshot_bytes(setup),
         host_export=EXPORT_FILE + 2 * FP32 * setup.shape.largest_tensor + PROCESS,
         nvme=per_node * held.nvme,
     )
@@ -175,15 +190,38 @@ def _loading(setup: Setup) -> int:
     return min(weights, 5 * GIB) if setup.sharding.stage == 3 else weights
 
 
+def snapshot_bytes(setup: Setup) -> int:
+    """Host bytes of a checkpoint's copy on the node that holds most of it.
+
+    Every worker copies its share of the optimizer's states; what DeepSpeed writes once for all, the weights below stage
+    3 and everything at stage 0, the first worker copies whole. States on NVMe are moved as files.
+    """
+    whole, sharded = _checkpoint_parts(setup)
+    if setup.sharding.offload_optimizer == "nvme":
+        sharded = 0
+    return whole + math.ceil(setup.workers_per_node * sharded / setup.workers)
+
+
+def usable(host_memory: int) -> int:
+    """What Ray lets the processes of a node with so much memory take."""
+    return int(RAY_KILLS_AT * host_memory)
+
+
 def checkpoint_bytes(setup: Setup) -> int:
     """One sharded checkpoint on shared storage, all workers together: weights, master weights, moments.
 
     Stages 1 to 3 keep the float32 partition beside the weights; stage 0 in float32 has only the weights.
     """
+    return sum(_checkpoint_parts(setup))
+
+
+def _checkpoint_parts(setup: Setup) -> tuple[int, int]:
+    """Bytes that the first worker writes for all, and bytes that all write their share of."""
     count, e = setup.shape.parameters, setup.dtype_bytes
     master = 0 if setup.sharding.stage == 0 and e == FP32 else FP32 * count
     weights = 0 if setup.sharding.stage == 3 else e * count  # stage 3 writes only its float32 partitions
-    return weights + master + 2 * FP32 * count
+    states = master + 2 * FP32 * count
+    return (weights + states, 0) if setup.sharding.stage == 0 else (weights, states)
 
 
 def export_bytes(setup: Setup) -> int:

@@ -18,6 +18,7 @@ from fulltune.plan import hardware, memory, search, shape, sharding, time, workl
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
 from fulltune.plan.search import Choice
+from fulltune.plan.states import FP32
 from fulltune.plan.workload import Lengths, Workload
 from tasks.base import UserError
 
@@ -31,13 +32,17 @@ class Options:
 
     Attributes:
         gpu: a type from the table; default: ray.accelerator_type.
-        usd_per_hour: per GPU, instead of the table's price.
+        usd_per_hour: per GPU, instead of ray.usd_per_gpu_hour and the table's price.
         host_memory: bytes per node, instead of the table's; on CPUs this machine's.
+        gpus_per_node: instead of the usual instance's.
+        node_network: bytes/s into a node, instead of the usual instance's.
     """
 
     gpu: str | None = None
     usd_per_hour: float | None = None
     host_memory: int | None = None
+    gpus_per_node: int | None = None
+    node_network: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class Plan:
 
     Attributes:
         problems: why it does not fit, one sentence each; empty if it does.
+        starting_model: bytes of the folder that `prepare` writes to the shared storage before the workers start.
+        usd_per_hour: of one GPU; None where no price is known.
         best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
     """
 
@@ -74,9 +81,11 @@ class Plan:
     gpu: Gpu | None
     host_memory: int
     hours: float
+    usd_per_hour: float | None
     cost_usd: float | None
     checkpoint: int
     checkpoints_kept: int
+    starting_model: int
     problems: tuple[str, ...]
     best: Choice | None
     smallest: Choice | None
@@ -87,6 +96,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.problems
+
+    @property
+    def disk(self) -> int:
+        """Bytes of shared storage: the starting model, the checkpoints that exist at once, and the export."""
+        return self.starting_model + self.checkpoint * self.checkpoints_kept + memory.export_bytes(self.setup)
 
 
 def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, options: Options) -> Plan:
@@ -104,13 +118,13 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
     gpu = _gpu(config, options)
     work = workload.workload(config, lengths)
     model = shape.of(model_config)
-    host_memory = options.host_memory or (gpu.node_memory if gpu else _this_machine())
+    host_memory = gpu.node_memory if gpu else options.host_memory or _this_machine()
     config = _decided(config, model, work, gpu, host_memory)
     made = setup(config, model, work, gpu)
     found = memory.memory(made)
     seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
     hours = work.steps * seconds / 3600
-    price = price_of(gpu, options)
+    price = price_of(config, gpu, options)
     searched = (config, made, lengths, gpu, host_memory) if gpu else None
     return Plan(
         config=config,
@@ -120,9 +134,11 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         gpu=gpu,
         host_memory=host_memory,
         hours=hours,
+        usd_per_hour=price,
         cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
+        starting_model=(FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
         problems=_problems(found, gpu, host_memory),
         best=search.fastest(*searched) if searched else None,
         smallest=search.smallest(*searched, offload=False) if searched else None,
@@ -142,7 +158,13 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
             wanted="the type of GPU to plan for",
             fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
         )
-    return hardware.gpu(name)
+    row = hardware.gpu(name)
+    return replace(
+        row,
+        node_size=options.gpus_per_node or row.node_size,
+        network_bandwidth=options.node_network or row.network_bandwidth,
+        node_memory=options.host_memory or row.node_memory,
+    )
 
 
 def _decided(
@@ -163,15 +185,19 @@ def _decided(
 def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:
     """What decides about this run's memory."""
     workers = config.ray.min_workers
+    dtype = device.dtype_name(config.model.dtype, use_gpu=gpu is not None)
+    # as `fulltune.engine.core.loss_chunk_tokens`
+    chunk = config.train.loss_chunk_tokens if model.plain_head and dtype != "float16" else 0
     return Setup(
         shape=model,
         sharding=sharding.read(settings.base(config)),
         batch=work.largest,
         workers=workers,
-        dtype_bytes=BYTES[device.dtype_name(config.model.dtype, use_gpu=gpu is not None)],
+        dtype_bytes=BYTES[dtype],
         checkpointing=config.train.gradient_checkpointing,
         attention="segments",
         decay_groups=config.train.weight_decay > 0,
+        loss_chunk=chunk,
         workers_per_node=min(workers, gpu.node_size) if gpu else workers,
         on_gpu=gpu is not None,
     )
@@ -181,21 +207,26 @@ def _this_machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def price_of(gpu: Gpu | None, options: Options) -> float | None:
+def price_of(config: RunConfig, gpu: Gpu | None, options: Options) -> float | None:
     """USD per GPU and hour: the user's, or the table's; None where neither is known."""
-    if options.usd_per_hour is not None:
-        return options.usd_per_hour
-    listed = hardware.price(gpu.name) if gpu else None
-    return listed.usd_per_hour if listed else None
+    own = options.usd_per_hour or config.ray.usd_per_gpu_hour
+    return hardware.usd_per_hour(gpu.name, own) if gpu else own
 
 
 def _problems(found: Memory, gpu: Gpu | None, host_memory: int) -> tuple[str, ...]:
     problems = []
     if gpu is not None and found.gpu.total > gpu.memory:
         problems.append(f"needs {gb(found.gpu.total)} per GPU, an {gpu.name} has {gb(gpu.memory)}")
-    for what, size in (("training", found.host), ("loading the weights", found.host_loading)):
-        if size > host_memory:
-            problems.append(f"{what} needs {gb(size)} of host memory per node, there are {gb(host_memory)}")
+    left = memory.usable(host_memory)
+    for what, size in (
+        ("training", found.host),
+        ("loading the weights", found.host_loading),
+        ("saving, which copies the states first,", found.host_saving),
+    ):
+        if size > left:
+            problems.append(
+                f"{what} needs {gb(size)} of host memory per node, Ray leaves {gb(left)} of {gb(host_memory)}"
+            )
     return tuple(problems)
 
 
@@ -215,6 +246,11 @@ def _study(made: Setup, work: Workload, gpu: Gpu) -> Study:
 
 def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | None, options: Options) -> list[str]:
     found = [f"tokens: {lengths.source}"]
+    if not lengths.known:
+        longest = workload.longest(config, lengths)
+        found.append(
+            f"micro-batches: row lengths are not known, so that the longest counts as data.max_length, {longest}"
+        )
     if gpu is None:
         found.append(f"memory: all {made.workers} workers on one machine, tensors only; processes at 2 GiB each")
         found.append(f"time: planned at {time.CPU_FLOPS / 1e9:.0f} GFLOP/s per core")
@@ -228,15 +264,17 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         f"time: matrix products at {time.efficiency(made, gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s, and memory "
         f"traffic, or the network, whichever is slower ({time.SOURCE}); start-up, validation, checkpoints not counted"
     )
-    listed = hardware.price(gpu.name)
-    if options.usd_per_hour is not None:
-        found.append(f"cost: ${options.usd_per_hour:.3f} per GPU-hour, as given")
+    own, listed = options.usd_per_hour or config.ray.usd_per_gpu_hour, hardware.price(gpu.name)
+    if own is not None:
+        found.append(f"cost: ${own:.3f} per GPU-hour, as given")
     elif listed is not None:
         found.append(f"cost: ${listed.usd_per_hour:.3f} per GPU-hour, {listed.date}, {listed.source}")
     else:
-        found.append(f"cost: no sourced price for {gpu.name}; give one with --price")
-    if options.host_memory is None:
-        found.append(f"host: {gb(gpu.node_memory)} and {gpu.node_size} GPUs per node, as in the usual instance")
+        found.append(f"cost: no sourced price for {gpu.name}; give one with --price or ray.usd_per_gpu_hour")
+    found.append(
+        f"nodes: {gpu.node_size} GPU(s), {gb(gpu.node_memory)} of host memory, "
+        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's"
+    )
     return found
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.plan import hardware, memory, planner, search, sharding, time
 from fulltune.plan.hardware import Gpu
-from fulltune.plan.memory import Setup
 from fulltune.plan.planner import Plan, gb
 from fulltune.plan.search import Choice
 
@@ -40,11 +40,14 @@ def as_json(found: Plan) -> dict[str, Any]:
         "gpu_capacity_bytes": found.gpu.memory if found.gpu else None,
         "host_bytes": found.memory.host,
         "host_loading_bytes": found.memory.host_loading,
+        "host_saving_bytes": found.memory.host_saving,
         "host_export_bytes": found.memory.host_export,
         "host_capacity_bytes": found.host_memory,
+        "host_usable_bytes": memory.usable(found.host_memory),
         "nvme_bytes": found.memory.nvme,
         "checkpoint_bytes": found.checkpoint,
-        "disk_bytes": found.checkpoint * found.checkpoints_kept + memory.export_bytes(made),
+        "starting_model_bytes": found.starting_model,
+        "disk_bytes": found.disk,
         "examples": found.work.examples,
         "tokens": found.work.tokens,
         "supervised_tokens": found.work.supervised,
@@ -52,13 +55,46 @@ def as_json(found: Plan) -> dict[str, Any]:
         "micro_batches_per_step": found.work.micro_batches,
         "micro_batch_tokens": found.work.largest.tokens,
         "hours": found.hours,
+        "usd_per_gpu_hour": found.usd_per_hour,
         "cost_usd": found.cost_usd,
         "fastest_that_fits": _choice(found.best),
         "smallest_cluster": _choice(found.smallest),
         "smallest_cluster_with_offload": _choice(found.smallest_with_offload),
         "study": _study(found),
+        "same_on": _types_json(found),
         "assumptions": list(found.assumptions),
     }
+
+
+def stages_as_json(name: str, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The plans of a recipe's stages and their sums."""
+    return {
+        "planned": True,
+        "recipe": name,
+        "fits": all(found.fits for found in plans),
+        "steps": sum(found.work.steps for found in plans),
+        "tokens": sum(found.work.tokens for found in plans),
+        "hours": sum(found.hours for found in plans),
+        "cost_usd": _cost(plans),
+        "stages": [as_json(found) for found in plans],
+    }
+
+
+def stages_text(name: str, plans: Sequence[Plan]) -> str:
+    """One screen for each stage, and a last line with their sums."""
+    together, cost = hours(sum(found.hours for found in plans)), _cost(plans)
+    steps = sum(found.work.steps for found in plans)
+    unfit = [str(found.config.ray.name) for found in plans if not found.fits]
+    verdict = f"does NOT fit: {', '.join(unfit)}" if unfit else "each of them fits"
+    last = f"{name}, {len(plans)} stages: {verdict}; {steps:,} steps, {together} planned; cost: " + (
+        f"${cost:,.2f}" if cost is not None else "no price"
+    )
+    return "\n\n".join([*(text(found) for found in plans), last])
+
+
+def _cost(plans: Sequence[Plan]) -> float | None:
+    costs = [found.cost_usd for found in plans if found.cost_usd is not None]
+    return sum(costs) if len(costs) == len(plans) else None
 
 
 def _choice(choice: Choice | None) -> dict[str, Any] | None:
@@ -123,10 +159,11 @@ def _memory(found: Plan) -> list[str]:
         f"  activations {gb(gpu.activations)}, logits {gb(gpu.logits)}, buffers {gb(gpu.buffers)}",
         f"  micro-batch of {made.batch.tokens:,} tokens at most, {made.batch.supervised:,} of them supervised"
         + (", activations recomputed" if made.checkpointing else ""),
-        f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading; "
-        f"export {gb(found.memory.host_export)}; of {gb(found.host_memory)}",
-        f"disk: {gb(found.checkpoint)} per checkpoint, at most {found.checkpoints_kept} at a time; "
-        f"export {gb(memory.export_bytes(made))}",
+        f"host per node: {gb(found.memory.host)} training{offload}, {gb(found.memory.host_loading)} loading, "
+        f"{gb(found.memory.host_saving)} saving; export {gb(found.memory.host_export)}; of "
+        f"{gb(memory.usable(found.host_memory))}",
+        f"disk: {gb(found.starting_model)} for the prepared model, {gb(found.checkpoint)} per checkpoint, at most "
+        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}",
     ]
 
 
@@ -176,24 +213,75 @@ def _study_text(found: Plan) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """The same run on a type of GPU: as configured, and with ZeRO-3 alone."""
+
+    gpu: Gpu
+    need: int
+    fits: bool
+    hours: float
+    usd_per_hour: float | None
+    cost_usd: float | None
+    alone: int
+    alone_fits: bool
+
+
+def _on_types(found: Plan) -> list[_Type]:
+    """Every type of the table in its usual instances at listed prices, the planned one on the planned nodes."""
+    assert found.gpu is not None, "CPUs have no such table"
+    own = found.gpu
+    return [_on_type(found, own if gpu.name == own.name else gpu) for gpu in hardware.GPUS]
+
+
+def _on_type(found: Plan, gpu: Gpu) -> _Type:
+    made = replace(found.setup, workers_per_node=min(found.setup.workers, gpu.node_size))
+    needed, alone = memory.memory(made), memory.memory(replace(made, sharding=sharding.ZERO_3))
+    run_hours = found.work.steps * time.step_seconds(made, found.work, gpu) / 3600
+    price = found.usd_per_hour if gpu is found.gpu else hardware.usd_per_hour(gpu.name, None)
+    return _Type(
+        gpu=gpu,
+        need=needed.gpu.total,
+        fits=search.fits(needed, gpu, gpu.node_memory),
+        hours=run_hours,
+        usd_per_hour=price,
+        cost_usd=run_hours * made.workers * price if price is not None else None,
+        alone=alone.gpu.total,
+        alone_fits=search.fits(alone, gpu, gpu.node_memory),
+    )
+
+
+def _types_json(found: Plan) -> list[dict[str, Any]] | None:
+    if found.gpu is None:
+        return None
+    return [
+        {
+            "gpu": one.gpu.name,
+            "gpu_capacity_bytes": one.gpu.memory,
+            "gpu_bytes": one.need,
+            "fits": one.fits,
+            "hours": one.hours,
+            "usd_per_gpu_hour": one.usd_per_hour,
+            "cost_usd": one.cost_usd,
+            "zero3_gpu_bytes": one.alone,
+            "zero3_fits": one.alone_fits,
+        }
+        for one in _on_types(found)
+    ]
+
+
 def _types(found: Plan) -> list[str]:
-    """The same run on every type of GPU in the table, at listed prices: as configured, and with ZeRO-3 alone."""
     columns = (
         f"{'the same on':<12}{'memory':>9}   {'as configured':<24}{'time':>10}{'cost':>12}   ZeRO-3 without offload"
     )
-    return [columns, *(_type(found, gpu) for gpu in hardware.GPUS)]
+    return [columns, *(_type(one) for one in _on_types(found))]
 
 
-def _type(found: Plan, gpu: Gpu) -> str:
-    made = replace(found.setup, workers_per_node=min(found.setup.workers, gpu.node_size))
-    run_hours = found.work.steps * time.step_seconds(made, found.work, gpu) / 3600
-    price = hardware.price(gpu.name)
-    cost = f"${run_hours * made.workers * price.usd_per_hour:,.2f}" if price else "no price"
-    alone = _cell(replace(made, sharding=sharding.ZERO_3), gpu)
-    return f"{gpu.name:<12}{gb(gpu.memory):>9}   {_cell(made, gpu):<24}{hours(run_hours):>10}{cost:>12}   {alone}"
+def _type(one: _Type) -> str:
+    cost = f"${one.cost_usd:,.2f}" if one.cost_usd is not None else "no price"
+    asked, alone = _cell(one.need, fit=one.fits), _cell(one.alone, fit=one.alone_fits)
+    return f"{one.gpu.name:<12}{gb(one.gpu.memory):>9}   {asked:<24}{hours(one.hours):>10}{cost:>12}   {alone}"
 
 
-def _cell(made: Setup, gpu: Gpu) -> str:
-    need = memory.memory(made)
-    good = search.fits(need, gpu, gpu.node_memory)
-    return f"{gb(need.gpu.total):>8} {'fits' if good else 'does not fit'}"
+def _cell(need: int, *, fit: bool) -> str:
+    return f"{gb(need):>8} {'fits' if fit else 'does not fit'}"

@@ -5,7 +5,7 @@ Tries what a user could write into the recipe: the shipped shardings, checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import deepspeed_configs
@@ -20,6 +20,10 @@ from fulltune.plan.workload import Lengths, Workload
 # without NVMe, which needs a folder on a fast local disk that a plan cannot know
 SCHEMES = tuple(scheme for scheme in deepspeed_configs.SCHEMES if scheme != "zero3_nvme")
 MICRO_BATCHES = tuple(2**power for power in range(9, 16))  # 512 to 32,768 tokens
+# plans this much slower than the fastest are as fast: half of the published rows are predicted no better (4.4 %,
+# docs/planning_evidence.md)
+AS_FAST = 1.05
+SPARE = 0.10  # of a GPU's memory, kept free where a choice as fast allows it
 CLUSTERS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -31,6 +35,7 @@ class Choice:
         deepspeed: the shipped file.
         micro_batches: per worker and step.
         step_seconds: planned.
+        host_bytes: of a node's memory, at the moment that needs most.
     """
 
     deepspeed: str
@@ -44,21 +49,30 @@ class Choice:
 
 
 def fits(found: Memory, gpu: Gpu, host_memory: int) -> bool:
-    """Whether the GPU holds its part and a node's memory what is offloaded to it."""
-    return found.gpu.total <= gpu.memory and max(found.host, found.host_loading) <= host_memory
+    """Whether the GPU holds its part, and what Ray leaves of a node's memory what is offloaded, loaded and saved."""
+    return found.gpu.total <= gpu.memory and found.host_peak <= planned.usable(host_memory)
 
 
 def fastest(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Choice | None:
-    """The fastest configuration that fits on `setup.workers` GPUs; None where none does.
+    """The fastest configuration that fits on `setup.workers` GPUs, as `preferred` has it; None where none does."""
+    return preferred(_choices(config, setup, lengths, gpu, host_memory), gpu)
 
-    Of equally fast ones, the one that moves least off the GPU, then the one with the fewest passes, then the smallest.
+
+def preferred(choices: Iterable[Choice], gpu: Gpu) -> Choice | None:
+    """Of the choices that are as fast as the fastest: one that leaves room on the GPU, then the one that moves least
+    off it, then fewest passes, then fewest bytes.
+
+    A second copy of the weights (ZeRO++ hpZ) moves more than ZeRO-3: it has to be faster by more than a plan can tell.
     """
-    return min(_choices(config, setup, lengths, gpu, host_memory), key=_rank, default=None)
+    held = list(choices)
+    limit = AS_FAST * min((choice.step_seconds for choice in held), default=0.0)
+    near = (choice for choice in held if choice.step_seconds <= limit)
+    return min(near, key=lambda choice: _rank(choice, gpu), default=None)
 
 
-def _rank(choice: Choice) -> tuple[float, int, int, int]:
+def _rank(choice: Choice, gpu: Gpu) -> tuple[bool, int, int, int]:
     moved = SCHEMES.index(deepspeed_configs.scheme(choice.deepspeed))
-    return round(choice.step_seconds, 3), moved, choice.micro_batches, choice.gpu_bytes
+    return choice.gpu_bytes > (1 - SPARE) * gpu.memory, moved, choice.micro_batches, choice.gpu_bytes
 
 
 def fastest_sharding(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, *, tokens: int) -> Choice | None:
@@ -67,7 +81,7 @@ def fastest_sharding(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, *
     Args:
         tokens: train.micro_batch_tokens.
     """
-    return min(_shardings(setup, work, gpu, host_memory, tokens), key=_rank, default=None)
+    return preferred(_shardings(setup, work, gpu, host_memory, tokens), gpu)
 
 
 def smallest(
@@ -83,12 +97,12 @@ def smallest(
             if offload or "offload" not in option.deepspeed
         ]
         if options:
-            return min(options, key=_rank)
+            return preferred(options, gpu)
     return None
 
 
 def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Iterator[Choice]:
-    longest = int(lengths.tokens[lengths.tokens <= config.data.max_length].max())
+    longest = workload.longest(config, lengths)
     sizes = {size for size in MICRO_BATCHES if size >= longest} | {max(longest, config.train.micro_batch_tokens)}
     for size in sorted(sizes):
         train = config.train.model_copy(update={"micro_batch_tokens": size})
@@ -103,7 +117,7 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
-        if not _runs(tried):
+        if not runs(tried):
             continue
         found = planned.memory(tried)
         if fits(found, gpu, host_memory):
@@ -115,11 +129,11 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
                 gradient_checkpointing=setup.checkpointing,
                 step_seconds=time.step_seconds(tried, work, gpu),
                 gpu_bytes=found.gpu.total,
-                host_bytes=found.host,
+                host_bytes=found.host_peak,
             )
 
 
-def _runs(setup: Setup) -> bool:
+def runs(setup: Setup) -> bool:
     """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several."""
     if setup.sharding.stage == 0 and setup.dtype_bytes != FP32:
         return False

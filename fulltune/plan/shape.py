@@ -41,6 +41,7 @@ class ModelShape:
         tensors: name and shape of every parameter, in the model's order.
         gated_mlp: three matrices per MLP (SwiGLU) instead of two.
         head_norms: queries and keys are normalised per head (Qwen3).
+        plain_head: the output projection is the model's last operation (`fulltune.loss.head_ends_the_model`).
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class ModelShape:
     tensors: tuple[Tensor, ...] = field(hash=False)
     gated_mlp: bool = True
     head_norms: bool = False
+    plain_head: bool = True
 
     @cached_property
     def parameters(self) -> int:
@@ -148,6 +150,8 @@ def on_meta(config: Mapping[str, Any]) -> ModelShape:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from fulltune.loss import head_ends_the_model
+
     settings = AutoConfig.for_model(**config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings)
@@ -166,4 +170,5 @@ def on_meta(config: Mapping[str, Any]) -> ModelShape:
         tensors=tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters()),
         gated_mlp=any("gate" in name for name, _ in model.named_parameters()),
         head_norms=any("q_norm" in name for name, _ in model.named_parameters()),
+        plain_head=head_ends_the_model(settings),
     )

@@ -25,7 +25,6 @@ MIB = 2**20
 SHM_GPU = 1024 * MIB
 SHM_CPU = 32 * MIB
 OPEN_FILES = 4096  # Ray's processes hold a connection to every worker; 1,024, a common default, is soon used up
-RAY_KILLS_AT = 0.95  # of a node's memory: there Ray ends a worker (RAY_memory_usage_threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fulltune import device
-from fulltune.plan.memory import FRAGMENTATION
+from fulltune.plan.memory import FRAGMENTATION, usable
 from fulltune.plan.planner import gb
 from fulltune.preflight.check import Check, judged
-from fulltune.preflight.facts import RAY_KILLS_AT, Facts, by_node, status
+from fulltune.preflight.facts import Facts, by_node, status
 
 LESS = (
     "lower train.micro_batch_tokens, set train.gradient_checkpointing=true, or take a deepspeed file that shards more "
@@ -78,9 +78,9 @@ def capacity(everybody: Sequence[Facts], host_limit: int | None) -> int:
 def node_limit(group: Sequence[Facts], host_limit: int | None) -> int:
     """Bytes that the workers of a node may hold together: what Ray lets them have, and what others left."""
     if host_limit is not None:
-        return int(RAY_KILLS_AT * host_limit)
+        return usable(host_limit)
     free = max(facts.host_available for facts in group) + sum(facts.resident for facts in group)
-    return min(int(RAY_KILLS_AT * group[0].host_memory), free)
+    return min(usable(group[0].host_memory), free)
 
 
 def hopeless(everybody: Sequence[Facts], floor: int, host_limit: int | None) -> str | None:
@@ -117,20 +117,28 @@ def against(measured: int, planned: int) -> str:
     return f"the plan says {gb(planned)} (measured {measured / planned - 1:+.0%})"
 
 
-def check_host(everybody: Sequence[Facts], used: Mapping[int, Use], host_limit: int | None, beside: str) -> Check:
-    """The fullest node: the peaks of its workers together.
+def check_host(
+    everybody: Sequence[Facts], used: Mapping[int, Use], host_limit: int | None, beside: str, *, saving: int = 0
+) -> Check:
+    """The fullest node: the peaks of its workers together, and the copies that a save will make beside them.
 
     Args:
         beside: a word on the plan, "" where it says nothing.
+        saving: bytes by plan that a checkpoint takes of the host above a step's peak, for each worker.
     """
-    worst = max(by_node(everybody).values(), key=lambda group: _held(group, used) - node_limit(group, host_limit))
+
+    def needed(group: Sequence[Facts]) -> int:
+        return _held(group, used) + saving * len(group)
+
+    worst = max(by_node(everybody).values(), key=lambda group: needed(group) - node_limit(group, host_limit))
     held, limit = _held(worst, used), node_limit(worst, host_limit)
     each = max(used[facts.rank].host for facts in worst)
     whose = "--host-memory" if host_limit is not None else f"a memory of {gb(worst[0].host_memory)}"
     return judged(
         "host memory",
-        ok=held <= limit,
+        ok=needed(worst) <= limit,
         got=f"{gb(held)} for {len(worst)} worker(s) on {worst[0].node}, {gb(each)} at most each"
+        + (f"; by plan {gb(saving * len(worst))} more for the copies that a save makes" if saving else "")
         + (f"; {beside}" if beside else ""),
         wanted=f"at most {gb(limit)}, what {whose} leaves them",
         fix=f"fewer workers per node (ray.cpus_per_worker) or nodes with more memory; else {LESS}",

@@ -65,9 +65,14 @@ def _consequences(found: Found) -> list[str]:
     if found.estimate is not None:
         run = found.estimate
         cost = f"${run.cost_usd:,.2f}" if run.cost_usd is not None else "no price"
+        basis = "from the measured step"
+        if run.bound_by == "communication":
+            basis = (
+                f"bound by communication at the measured rates (the measured step, scaled, {run.scaled_seconds:,.2f} s)"
+            )
         line = (
             f"time: {hours(run.hours)} for {run.steps:,} steps of {run.step_seconds:,.2f} s ({run.tokens_per_s:,.0f} "
-            f"tokens/s), from the measured step; planned {hours(run.planned_hours)}; cost: {cost}"
+            f"tokens/s), {basis}; planned {hours(run.planned_hours)}; cost: {cost}"
         )
         lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ")
     if found.choice is not None:

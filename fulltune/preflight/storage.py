@@ -21,6 +21,8 @@ from fulltune.preflight.check import Check, judged
 MARK = ".preflight"  # folder of the probes, below the run folder
 BLOCK = 2**22
 SLOWEST_SAVE_S = 600.0  # a checkpoint that takes longer stands in the way of the next one
+SAME_SIZE = 0.01  # of a model's bytes: headers
+SMALL = 2**20  # models that differ by less count as the same: tokenizers differ by more
 PLACE = "set ray.storage_path to a folder that this user may write, on storage that every node mounts"
 
 
@@ -161,5 +163,13 @@ def check_space(free: int, needed: int, what: str, *, where: str) -> Check:
 
 def kept(run: Path) -> int:
     """Bytes of checkpoints and exports that are there from an earlier start: they need no room again."""
-    folders = [run / name for name in ("checkpoints", "export")]
-    return sum(file.lstat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    return sum(_size(run / name) for name in ("checkpoints", "export"))
+
+
+def has_model(cache: Path, size: int) -> bool:
+    """Whether a prepared model of about that size is there from an earlier start (`fulltune.model.prepare`)."""
+    return any(abs(_size(folder) - size) <= max(SMALL, SAME_SIZE * size) for folder in cache.glob("model-*"))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())

@@ -13,7 +13,7 @@ from fulltune.plan.workload import Lengths, workload
 from fulltune.preflight import facts as about
 from fulltune.preflight import memory, micro_batch, network, step, storage
 from fulltune.preflight.check import Check, is_go, judged
-from fulltune.preflight.estimate import Estimate, estimate, slowest
+from fulltune.preflight.estimate import Estimate, communication_floor, estimate, slowest
 from fulltune.preflight.facts import Facts
 from fulltune.preflight.micro_batch import Choice, Peak, Size
 from fulltune.preflight.network import Network
@@ -161,7 +161,7 @@ def of(
     stepped = step.check_step(answers.step, error, workers=len(everybody))
     more.append(replace(stepped, fix=_smaller(answers, stepped.fix)))
     if taken:
-        more += _memory(run, answers, size, host_limit)
+        more += _memory(run, answers, size, host_limit, plan)
     found = replace(found, checks=(*found.checks, *more), planned=size.planned if taken else None)
     if taken and plan is not None and lengths is not None:
         found = _consequences(found, run, plan, lengths, answers, host_limit, usd_per_hour)
@@ -200,14 +200,15 @@ def _looks(run: RunConfig, answers: Answers, plan: Plan | None) -> list[Check]:
     return [*found, rate, network.check_clocks(answers.network)]
 
 
-def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None) -> list[Check]:
+def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None, plan: Plan | None) -> list[Check]:
     used = {rank: measured.use for rank, measured in answers.step.items()}
+    more = max(0, plan.memory.host_saving - plan.memory.host) // plan.setup.workers_per_node if plan else 0
     if run.ray.use_gpu:
         device = memory.check_device(used, size.planned, memory.capacity(answers.facts, host_limit))
-        return [device, memory.check_host(answers.facts, used, host_limit, "")]
+        return [device, memory.check_host(answers.facts, used, host_limit, "", saving=more)]
     grew = max(use.device for use in used.values())
     told = f"a process grew by {gb(grew)}, {memory.against(grew, size.planned)}"
-    return [memory.check_host(answers.facts, used, host_limit, told)]
+    return [memory.check_host(answers.facts, used, host_limit, told, saving=more)]
 
 
 def _smaller(answers: Answers, fix: str) -> str:
@@ -240,13 +241,16 @@ def _consequences(
         tried=tried,
     )
     sized = run.model_copy(update={"ray": run.ray.model_copy(update={"num_workers": count})})
+    work = workload(sized, lengths)
+    nodes = len(about.by_node(answers.facts))
     expected = estimate(
         plan.setup,
-        workload(sized, lengths),
+        work,
         slowest({rank: measured.timing for rank, measured in answers.step.items()}),
         workers=count,
         planned_hours=plan.hours,
         usd_per_hour=usd_per_hour,
+        floor=communication_floor(plan.setup, work, workers=count, nodes=nodes, network=answers.network, gpu=plan.gpu),
     )
     return replace(found, choice=choice, estimate=expected)
 

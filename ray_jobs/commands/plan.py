@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 from ray_jobs.commands import recipe
-
-GIB = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,32 +17,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object (docs/plan.schema.json)")
     parser.add_argument("--gpu", metavar="NAME", help="plan for this type of GPU, for example A100-80")
-    parser.add_argument("--price", type=positive, metavar="USD", help="per GPU and hour, instead of the listed price")
     parser.add_argument(
-        "--host-memory", type=positive, metavar="GIB", help="of a node, instead of the usual instance's"
+        "--price", type=recipe.positive, metavar="USD", help="per GPU and hour, instead of the listed price"
     )
+    recipe.add_nodes(parser)
     parser.add_argument("--fetch", action="store_true", help="let config.json, tokenizer and data come from the hub")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan."""
     from fulltune.plan import report
-    from fulltune.plan.planner import Options
-    from ray_jobs.plan import plan
+    from ray_jobs.plan import plans
 
-    options = Options(
-        gpu=arguments.gpu,
-        usd_per_hour=arguments.price,
-        host_memory=int(arguments.host_memory * GIB) if arguments.host_memory else None,
-    )
-    found = plan(recipe.load(arguments), options, fetch=arguments.fetch, say=recipe.say)
-    print(json.dumps(report.as_json(found), indent=1) if arguments.json else report.text(found))
-    return 0 if found.fits else 1
-
-
-def positive(text: str) -> float:
-    """A number above 0 from the command line."""
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a number above 0")
-    return value
+    options = replace(recipe.nodes(arguments), gpu=arguments.gpu, usd_per_hour=arguments.price)
+    resolved = recipe.load(arguments)
+    found = plans(resolved, options, fetch=arguments.fetch, say=recipe.say)
+    if resolved.stages:
+        name = str(resolved.ray.name)
+        print(json.dumps(report.stages_as_json(name, found), indent=1) if arguments.json else
+              report.stages_text(name, found))  # fmt: skip
+    else:
+        print(json.dumps(report.as_json(found[0]), indent=1) if arguments.json else report.text(found[0]))
+    return 0 if all(stage.fits for stage in found) else 1

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 from ray_jobs.commands import recipe
-from ray_jobs.commands.plan import GIB, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object (docs/preflight.md)")
     parser.add_argument("--gpu", metavar="NAME", help="plan for this type of GPU; default: ray.accelerator_type")
-    parser.add_argument("--price", type=positive, metavar="USD", help="per GPU and hour, instead of the listed price")
     parser.add_argument(
-        "--host-memory", type=positive, metavar="GIB", help="a node's workers may take this; default: what the node has"
+        "--price", type=recipe.positive, metavar="USD", help="per GPU and hour, instead of the listed price"
     )
-    parser.add_argument("--timeout-s", type=positive, default=900.0, help="the longest wait for one stage (900)")
+    recipe.add_nodes(parser)
+    parser.add_argument("--timeout-s", type=recipe.positive, default=900.0, help="the longest wait for one stage (900)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,14 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet.libraries()
     quiet.transformers()
-    from fulltune.plan import planner
     from fulltune.preflight import report
     from fulltune.stages import expand
     from ray_jobs.preflight import Options, preflight
 
-    limit = int(arguments.host_memory * GIB) if arguments.host_memory else None
     options = Options(
-        plan=planner.Options(gpu=arguments.gpu, usd_per_hour=arguments.price, host_memory=limit),
+        plan=replace(recipe.nodes(arguments), gpu=arguments.gpu, usd_per_hour=arguments.price),
         timeout_s=arguments.timeout_s,
     )
     first, *later = expand(recipe.load(arguments))

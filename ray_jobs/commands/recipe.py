@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from fulltune import config
 from fulltune.config import RunConfig
 from ray_jobs import recipes
+
+if TYPE_CHECKING:
+    from fulltune.plan.planner import Options
+
+GIB = 2**30
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +32,53 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 def add_force(parser: argparse.ArgumentParser) -> None:
     """--force"""
     parser.add_argument("--force", action="store_true", help="start even if by plan the GPUs asked for are too small")
+
+
+def positive(text: str) -> float:
+    """A number above 0 from the command line."""
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a number above 0")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number above 0 from the command line."""
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number above 0")
+    return value
+
+
+def add_nodes(parser: argparse.ArgumentParser) -> None:
+    """What the plan shall take the nodes for."""
+    parser.add_argument("--host-memory", type=positive, metavar="GIB", help="of a node; default: the usual instance's")
+    parser.add_argument("--gpus-per-node", type=whole, metavar="N", help="default: the usual instance's")
+    parser.add_argument(
+        "--node-network-gbit", type=positive, metavar="GBIT", help="into each node; default: the usual instance's"
+    )
+
+
+def nodes(arguments: argparse.Namespace) -> Options:
+    """The plan's options that `add_nodes` reads."""
+    from fulltune.plan.planner import Options
+
+    memory, network = arguments.host_memory, arguments.node_network_gbit
+    return Options(
+        host_memory=int(memory * GIB) if memory else None,
+        gpus_per_node=arguments.gpus_per_node,
+        node_network=network * 1e9 / 8 if network else None,
+    )
+
+
+def node_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The same as words of a command line, for a job."""
+    given = {
+        "--host-memory": arguments.host_memory,
+        "--gpus-per-node": arguments.gpus_per_node,
+        "--node-network-gbit": arguments.node_network_gbit,
+    }
+    return [word for name, value in given.items() if value is not None for word in (name, f"{value:g}")]
 
 
 def load(arguments: argparse.Namespace) -> RunConfig:

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--address", required=True, help="of the cluster's dashboard, for example http://127.0.0.1:8265"
     )
     parser.add_argument("--wait", action="store_true", help="follow the log and return the job's own exit code")
+    recipe.add_nodes(parser)
     recipe.add_force(parser)
 
 
@@ -24,12 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     resolved = recipe.load(arguments)  # a mistake in the recipe is better found here than on the cluster
     if not arguments.force:
-        refuse_what_cannot_fit(resolved, say=recipe.say)
+        refuse_what_cannot_fit(resolved, recipe.nodes(arguments), say=recipe.say)
     return submit(
         arguments.recipe,
         arguments.overrides,
         address=arguments.address,
         wait=arguments.wait,
-        force=arguments.force,
+        options=recipe.node_arguments(arguments) + (["--force"] if arguments.force else []),
         say=recipe.say,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from tasks.base import UserError
 
 if TYPE_CHECKING:
     from fulltune.config import RunConfig
+    from fulltune.plan.planner import Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--json-schema", action="store_true", help="show the JSON schema of recipes and stop")
     parser.add_argument("--no-report", action="store_true", help="stop after the last checkpoint")
+    recipe.add_nodes(parser)
     recipe.add_force(parser)
 
 
@@ -30,30 +33,38 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json_schema:
         print(json.dumps(config.RunConfig.model_json_schema(), indent=1))
         return 0
-    resolved = recipe.load(arguments)
+    resolved, nodes = recipe.load(arguments), recipe.nodes(arguments)
     if arguments.print_config:
-        print(config.dump(_with_sharding(resolved)), end="")
+        print(config.dump(_with_sharding(resolved, nodes)), end="")
         return 0
-    if not arguments.force:
+    joins = "RAY_ADDRESS" in os.environ  # a cluster that is there knows its nodes
+    if not arguments.force and not joins:
         from ray_jobs.plan import refuse_what_cannot_fit
 
-        refuse_what_cannot_fit(resolved, say=recipe.say)
-    return train_and_report(resolved, with_report=not arguments.no_report)
+        refuse_what_cannot_fit(resolved, nodes, say=recipe.say)
+    return train_and_report(
+        resolved, with_report=not arguments.no_report, nodes=nodes, gate=joins and not arguments.force
+    )
 
 
-def _with_sharding(resolved: RunConfig) -> RunConfig:
+def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
     """`deepspeed: auto` as the run would find it; left as it is where that needs the network."""
     from ray_jobs import auto
 
     try:
-        return auto.decided(resolved, fetch=False, say=recipe.say)
+        return auto.decided(resolved, nodes, fetch=False, say=recipe.say)
     except UserError as error:
         recipe.say(f"deepspeed stays auto for now: {error.got}")
         return resolved
 
 
-def train_and_report(resolved: object, *, with_report: bool) -> int:
-    """The run and what follows it."""
+def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None, gate: bool = False) -> int:
+    """The run and what follows it.
+
+    Args:
+        nodes: what the plan shall take the nodes for.
+        gate: refuse what by plan does not fit the nodes of the cluster that is joined.
+    """
     from fulltune import quiet
     from fulltune.config import RunConfig
 
@@ -62,18 +73,21 @@ def train_and_report(resolved: object, *, with_report: bool) -> int:
     from fulltune import lineage
     from fulltune.stages import expand
     from ray_jobs import cluster, export, report
+    from ray_jobs.plan import USUAL, refuse_what_cannot_fit
     from ray_jobs.train import RunEnded, train
 
     assert isinstance(resolved, RunConfig), resolved
     *earlier, last = expand(resolved)
     try:
         with cluster.connected():
+            if gate:
+                refuse_what_cannot_fit(resolved, cluster.as_found(resolved.ray, nodes or USUAL), say=recipe.say)
             for stage in earlier:
-                checkpoint = train(stage, arguments=sys.argv, say=recipe.say)
+                checkpoint = train(stage, arguments=sys.argv, nodes=nodes, say=recipe.say)
                 export.export_run(stage, checkpoint, stage.run_dir / lineage.EXPORT)
                 if stage.report is not None and with_report:
                     report.report(stage, checkpoint, say=recipe.say)
-            checkpoint = train(last, arguments=sys.argv, say=recipe.say)
+            checkpoint = train(last, arguments=sys.argv, nodes=nodes, say=recipe.say)
             if last.report is None or not with_report:
                 print(checkpoint)
                 return 0

@@ -85,3 +85,13 @@ def test_the_peak_is_that_of_device_and_dtype(tmp_path, gpu, dtype, peak):
     (tmp_path / "config.json").write_text(json.dumps(architectures.load("llama2_7b")))
     made = meter.for_run(tmp_path, gpu_name=gpu, dtype=dtype, workers=2, total_steps=5)
     assert (made.peak_flops, made.on_gpu, made.shape.parameters) == (peak, gpu is not None, 6_738_415_616)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "own", "price"),
+    [("NVIDIA A10G", None, 16.288 / 8), ("NVIDIA A10G", 0.5, 0.5), ("GeForce 9", 0.5, 0.5), ("GeForce 9", None, None)],
+)
+def test_the_users_price_replaces_the_listed_one(tmp_path, gpu, own, price):
+    (tmp_path / "config.json").write_text(json.dumps(architectures.load("llama2_7b")))
+    made = meter.for_run(tmp_path, gpu_name=gpu, dtype="bfloat16", workers=2, total_steps=5, usd_per_hour=own)
+    assert made.usd_per_hour == price

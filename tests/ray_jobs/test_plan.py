@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -61,8 +62,45 @@ def test_a_model_folder_and_data_at_hand_are_counted(tmp_path, capsys):
     arguments = [f"model.name_or_path={tmp_path}", "data.source=bundled", "data.limit=100"]
     code, found = planned(capsys, "viggo_smollm2_135m", *arguments)
     jsonschema.validate(found, SCHEMA)
-    assert (code, found["examples"], found["gpu"]) == (0, 100, None)
+    assert (code, found["examples"], found["gpu"], found["same_on"]) == (0, 100, None, None)
     assert found["parameters"] == 2 * 128 * 8 + 2 * (4 * 64 + 3 * 128 + 16) + 8  # 100 and 5 tokens make 128 rows
+
+
+STAGED = """
+task: viggo
+model: {name_or_path: llama2_7b, dtype: bfloat16}
+data: {source: hub, max_length: 512}
+train: {global_batch_size: 64}
+deepspeed: zero3_7b
+ray: {num_workers: 16, use_gpu: true, accelerator_type: A10G}
+stages:
+  - {name: sums, task: gsm8k, train: {num_epochs: 2}}
+  - {name: forms, base: "@sums", train: {gradient_checkpointing: true}%s}
+"""
+
+
+def test_every_stage_is_planned_on_what_the_earlier_one_exports(tmp_path, capsys):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(STAGED % "")
+    code, found = planned(capsys, str(recipe))
+    jsonschema.validate(found, SCHEMA)
+    first, second = found["stages"]
+    assert (code, found["fits"], first["recipe"], second["recipe"]) == (0, True, "two/sums", "two/forms")
+    assert first["steps"] == 2 * 111  # 7,097 rows
+    assert second["steps"] == 80
+    assert found["steps"] == 222 + 80
+    assert found["cost_usd"] == pytest.approx(first["cost_usd"] + second["cost_usd"])
+    assert second["parameters"] >= first["parameters"]  # the task tokens of both
+    assert cli.main(["plan", str(recipe)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("two, 2 stages: each of them fits; 302 steps")
+
+
+def test_a_later_stage_that_cannot_fit_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(STAGED % ", ray: {num_workers: 2}")
+    assert planned(capsys, str(recipe))[0] == 1
+    assert cli.main(["train", str(recipe)]) == 2
+    assert "planned: two/forms needs" in capsys.readouterr().err
 
 
 def test_text_fits_one_screen_and_says_planned(capsys):
@@ -109,7 +147,62 @@ def test_force_goes_past_the_plan(monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **named: seen.update(named) or 0)
     assert cli.main(["submit", "viggo_llama2_13b", "ray.num_workers=2", "--address", "http://x", "--force"]) == 0
-    assert seen["force"]
+    assert seen["options"] == ["--force"]
+
+
+def test_the_nodes_that_a_plan_takes_reach_the_job(monkeypatch):
+    import ray_jobs.submit
+
+    seen = {}
+    monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **named: seen.update(named) or 0)
+    nodes = ["--host-memory", "64", "--gpus-per-node", "1", "--node-network-gbit", "10"]
+    assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", *nodes]) == 0
+    assert seen["options"] == nodes
+    assert cli.main(["submit", "viggo_llama2_13b", "--address", "http://x", "--host-memory", "4"]) == 2
+
+
+def test_on_a_cluster_that_is_there_its_own_nodes_decide(monkeypatch, capsys):
+    """One worker per host fits a host of the table, eight GPUs of a node with 64 GiB do not."""
+    import ray
+
+    from ray_jobs import cluster
+    from ray_jobs import train as training
+
+    rows = [{"GPU": 8.0, "accelerator_type:A10G": 1.0, "memory": 40.0 * 2**30, "object_store_memory": 24.0 * 2**30}]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Resources": row, "Alive": True} for row in rows])
+    monkeypatch.setattr(training, "train", lambda *_, **__: Path("checkpoint"))
+    run = ["train", "viggo_llama2_7b", "deepspeed=zero3_offload_7b", "--no-report"]
+    assert cli.main(run) == 2
+    assert "of host memory per node, Ray leaves 65.3 GB" in capsys.readouterr().err
+    assert cli.main([*run, "--force"]) == 0
+    assert cli.main([*run, "--host-memory", "768"]) == 0
+
+
+def test_nodes_are_planned_as_they_are_said_to_be(capsys):
+    """The study's own cluster: 16 nodes with one A10G and 10 Gbit/s each."""
+    usual = planned(capsys, "viggo_llama2_7b")[1]
+    single = planned(capsys, "viggo_llama2_7b", "--gpus-per-node", "1", "--node-network-gbit", "10")[1]
+    assert single["hours"] > 5 * usual["hours"]
+    assert single["host_bytes"] == usual["host_bytes"] / 8
+    assert "hpz" not in single["fastest_that_fits"]["deepspeed"]
+    assert any("nodes: 1 GPU(s)" in line and "10 Gbit/s" in line for line in single["assumptions"])
+    row = {found["gpu"]: found for found in single["same_on"]}
+    assert row["A10G"]["hours"] == pytest.approx(single["hours"])
+    assert row["H100"]["usd_per_gpu_hour"] == pytest.approx(6.88)
+    four = planned(capsys, "viggo_llama2_7b", "--gpu", "RTX-4090", "ray.num_workers=4", "--gpus-per-node", "4")[1]
+    apart = planned(capsys, "viggo_llama2_7b", "--gpu", "RTX-4090", "ray.num_workers=4")[1]
+    assert four["hours"] < apart["hours"]
+    assert four["host_bytes"] == 4 * apart["host_bytes"]
+
+
+def test_a_price_in_the_recipe_is_the_plans(capsys):
+    found = planned(capsys, "viggo_llama2_7b", "ray.usd_per_gpu_hour=0.5")[1]
+    assert found["usd_per_gpu_hour"] == 0.5
+    assert found["cost_usd"] == pytest.approx(16 * 0.5 * found["hours"])
+    assert planned(capsys, "viggo_llama2_7b", "ray.usd_per_gpu_hour=0.5", "--price", "2")[1]["usd_per_gpu_hour"] == 2
 
 
 def test_runs_on_cpus_and_unknown_sizes_are_not_refused(capsys):

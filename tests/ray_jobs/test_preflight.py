@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -63,6 +64,20 @@ def test_ground_that_is_good_gives_a_prepared_model_and_a_plan(ground, tmp_path)
     assert (found.model / "config.json").is_file()
     assert found.plan.fits
     assert not (tmp_path / "demo" / storage.MARK).exists()
+
+
+def test_room_is_wanted_for_the_model_that_is_prepared_first(ground, tmp_path, monkeypatch):
+    found = ground(f"ray.storage_path={tmp_path}")
+    plan, run = found.plan, found.plan.config
+    without = plan.disk - plan.starting_model
+    monkeypatch.setattr(storage, "free_bytes", lambda _: without)
+    assert preflight._space(run, plan).ok, "prepared already"
+    shutil.rmtree(tmp_path / "cache")
+    check = preflight._space(run, plan)
+    assert not check.ok
+    assert "for the prepared model" in check.wanted
+    monkeypatch.setattr(storage, "free_bytes", lambda _: plan.disk)
+    assert preflight._space(run, plan).ok
 
 
 def test_storage_that_cannot_be_written_is_named(ground, tmp_path):

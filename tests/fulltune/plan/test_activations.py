@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import pytest
@@ -26,16 +27,16 @@ SMALL = {
 }
 
 
-def micro_batch() -> MicroBatch:
+def micro_batch(vocabulary: int = 256) -> MicroBatch:
     total = sum(LENGTHS)
     keep = torch.arange(0, total - 1, 2)
     return MicroBatch(
-        input_ids=torch.randint(0, 256, (1, total)),
+        input_ids=torch.randint(0, vocabulary, (1, total)),
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
         cu_seq_lens=torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32),
         max_length=max(LENGTHS),
         keep=keep,
-        targets=torch.randint(0, 256, (len(keep),)),
+        targets=torch.randint(0, vocabulary, (len(keep),)),
         weight=1.0,
     )
 
@@ -87,3 +88,39 @@ def test_a_block_mask_costs_the_square_and_flash_saves_a_copy():
 
     assert saved("mask", 2000) - saved("segments", 2000) == 2 * 2000 * 2000
     assert saved("segments", 2000) - saved("flash", 2000) == 6 * 2 * 64 * 2000
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most that was allocated at a time inside the function, temporaries of kernels included."""
+    with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profile:
+        held = function()
+    del held
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("chunk", [0, 8, 16, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_of_the_engines_loss_is_predicted(dtype, chunk):
+    """Forward and backward pass by the path that the engine takes: the head's forward is the loss, chunk by chunk."""
+    attention.register()
+    size = {"vocab_size": 20_000, "num_hidden_layers": 1}
+    model = LlamaForCausalLM._from_config(
+        LlamaConfig(**SMALL | size), attn_implementation=attention.SEGMENTS, dtype=dtype
+    ).train()
+    rows = micro_batch(20_000)
+    head = model.get_output_embeddings() if chunk else None
+    planned = activations(
+        shape.of(SMALL | size | {"model_type": "llama"}),
+        Batch(sum(LENGTHS), len(rows.keep)),
+        dtype_bytes=dtype.itemsize,
+        checkpointing=False,
+        attention="segments",
+        loss_chunk=chunk,
+    )
+    if chunk:
+        found = peak_bytes(lambda: summed_loss(model, rows, head=head, chunk_tokens=chunk))
+    else:
+        found = peak_bytes(lambda: summed_loss(model, rows).backward())
+    assert planned.saved + planned.loss == pytest.approx(found, rel=0.05)

@@ -41,3 +41,29 @@ def test_a_gradient_on_its_way_and_the_loss_are_not_there_at_once():
     few = setup(batch=Batch(384, 1))  # hardly any logits: the backward pass decides
     without = replace(few.sharding, reduce_bucket=few.shape.largest_tensor)
     assert memory.memory(few).tensors > memory.memory(replace(few, sharding=without)).tensors
+
+
+def test_a_save_copies_every_shard_into_host_memory():
+    """Also states that are offloaded are copied, and below stage 3 the first worker copies the weights whole."""
+    model = shape.of(SMALL["deep"])
+    count = model.parameters
+    two = {"workers": 4, "workers_per_node": 2, "on_gpu": True, "dtype_bytes": 2, "shape": model}
+    for stage, whole in ((1, 2 * count), (2, 2 * count), (3, 0)):
+        found = memory.memory(setup(sharding=sharding.read(deepspeed(stage)), **two))
+        assert found.host_saving - found.host == whole + 12 * count // 2, stage
+    offloaded = deepspeed(3) | {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    found = memory.memory(setup(sharding=sharding.read(offloaded), **two))
+    assert found.host_saving == found.host + 12 * count // 2 == found.host_peak
+    on_disk = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}
+    found = memory.memory(setup(sharding=sharding.read(on_disk), **two))
+    assert found.host_saving == found.host  # these files move
+    alone = memory.memory(setup(sharding=sharding.read(deepspeed(0)), workers=2, workers_per_node=1))
+    assert alone.host_saving >= memory.checkpoint_bytes(setup(sharding=sharding.read(deepspeed(0)))) + memory.PROCESS
+
+
+def test_on_cpus_the_copy_meets_states_but_no_activations():
+    made = setup(batch=Batch(100_000, 50_000))
+    found = memory.memory(made)
+    rest = memory.PROCESS + found.gpu.parameters + found.gpu.gradients + found.gpu.optimizer
+    assert found.host_saving == rest + memory.resting_buckets(made) + memory.snapshot_bytes(made)
+    assert found.host_saving < found.host

@@ -55,3 +55,10 @@ def test_other_architectures_are_built_on_the_meta_device():
     found = shape.of({"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4, "vocab_size": 100})
     assert (found.num_layers, found.hidden_size, found.gated_mlp) == (2, 24, False)
     assert found.parameters == 100 * 24 + 1024 * 24 + 2 * (12 * 24 * 24 + 13 * 24) + 2 * 24
+    assert found.plain_head
+
+
+def test_a_model_that_caps_its_logits_forms_all_of_them():
+    small = {"model_type": "gemma2", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64}  # fmt: skip
+    assert not shape.of(small).plain_head

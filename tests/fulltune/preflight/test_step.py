@@ -10,10 +10,13 @@ import torch
 
 from fulltune import config
 from fulltune.comm import Workers
+from fulltune.plan import hardware, sharding
 from fulltune.plan.activations import Batch
+from fulltune.plan.collectives import step_traffic
 from fulltune.preflight import memory, step
-from fulltune.preflight.estimate import Timing, estimate, slowest
+from fulltune.preflight.estimate import Timing, communication_floor, estimate, slowest
 from fulltune.preflight.memory import Use
+from fulltune.preflight.network import Network
 from fulltune.preflight.step import Measured
 
 GIB = 2**30
@@ -149,3 +152,43 @@ def test_the_estimate_scales_the_slowest_workers_passes_to_the_datas_lengths(rec
     assert found.hours == pytest.approx(work.steps * 6 / 3600, rel=0.01)
     assert found.cost_usd == pytest.approx(found.hours * 2 * 2.0)
     assert slowest({0: same, 1: replace(same, update=9.0)}).update == 9.0
+    assert (found.bound_by, found.scaled_seconds) == ("compute", found.step_seconds)
+
+
+def test_a_step_takes_no_less_than_its_collectives(recipe, plan_of):
+    """Gathers do not shrink with the tokens: short rows on a slow network are bound by them."""
+    plan = plan_of(recipe(micro_batch_tokens=1600))
+    setup = replace(plan.setup, sharding=sharding.ZERO_3)
+    traffic = step_traffic(
+        setup.shape, setup.sharding, workers=2, micro_batches=plan.work.micro_batches, dtype_bytes=setup.dtype_bytes
+    )
+    slow = Network(2, 2**24, all_reduce=4e6, all_gather=1e6, clock_skew=0.0)
+    floor = communication_floor(setup, plan.work, workers=2, nodes=2, network=slow, gpu=None)
+    assert floor == pytest.approx((traffic.reduce_scatter + traffic.all_gather) / 2 / 1e6)
+    stage_2 = replace(setup, sharding=replace(sharding.ZERO_3, stage=2))
+    reduced = communication_floor(stage_2, plan.work, workers=2, nodes=2, network=slow, gpu=None)
+    whole = setup.dtype_bytes * setup.shape.parameters
+    assert reduced == pytest.approx(plan.work.micro_batches * whole / 4e6 + whole / 2 / 1e6)
+    quick = Timing(100_000, 50_000, 10_000_000, 0.02, 0.02, 0.01)
+    found = estimate(setup, plan.work, quick, workers=2, planned_hours=1.0, usd_per_hour=None, floor=floor)
+    assert found.step_seconds == found.communication_seconds == floor > found.scaled_seconds
+    assert found.bound_by == "communication"
+
+
+def test_without_a_measurement_the_planned_rates_are_the_floor(recipe, plan_of):
+    plan = plan_of(recipe(micro_batch_tokens=1600))
+    gpu = hardware.gpu("A10G")
+    planned = communication_floor(plan.setup, plan.work, workers=16, nodes=2, network=None, gpu=gpu)
+    slower = replace(gpu, network_bandwidth=gpu.network_bandwidth / 10)
+    assert 0 < planned < communication_floor(plan.setup, plan.work, workers=16, nodes=2, network=None, gpu=slower)
+    assert communication_floor(plan.setup, plan.work, workers=16, nodes=2, network=None, gpu=None) == 0.0
+    assert communication_floor(plan.setup, plan.work, workers=1, nodes=1, network=None, gpu=gpu) == 0.0
+
+
+def test_the_copies_of_a_save_count_on_every_node(worker):
+    pair = [worker(rank, host_memory=20 * GIB, host_available=17 * GIB) for rank in (0, 1)]
+    used = {rank: Use(0, 9 * GIB) for rank in (0, 1)}
+    assert memory.check_host(pair, used, None, "", saving=GIB // 4).ok
+    full = memory.check_host(pair, used, None, "", saving=GIB)
+    assert not full.ok
+    assert "2.1 GB more for the copies that a save makes" in full.got

@@ -72,3 +72,12 @@ def test_room_counts_what_an_earlier_start_left(tmp_path):
     assert storage.check_space(10, 10, "things", where="here").ok
     full = storage.check_space(9, 10, "things", where="here")
     assert (full.ok, full.name) == (False, "free space")
+
+
+def test_a_prepared_model_is_known_by_its_size(tmp_path):
+    assert not storage.has_model(tmp_path / "cache", 10 * MIB)
+    weights = tmp_path / "cache" / "model-abc" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(10 * MIB + 1000))
+    assert storage.has_model(tmp_path / "cache", 10 * MIB)
+    assert not storage.has_model(tmp_path / "cache", 20 * MIB)

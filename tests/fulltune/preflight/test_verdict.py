@@ -148,3 +148,19 @@ def test_the_cause_of_a_failed_group_is_one_line():
 
     assert verdict.cause(Failed("Training failed")) == "ActorDiedError: The actor died because of memory"
     assert verdict.cause(ValueError("only this")) == "only this"
+
+
+def test_a_run_that_communication_bounds_says_so(judge, told, recipe, plan_of):
+    plan = plan_of(recipe(micro_batch_tokens=1600))
+    slow = {"network": dict.fromkeys((0, 1), Network(2, 16 * MB, 1e4, 1e4, 0.001))}
+    found = judge(told | slow, plan=plan)
+    assert found.estimate.bound_by == "communication"
+    assert "bound by communication at the measured rates" in " ".join(report.text(found).split())
+    assert "from the measured step" in report.text(judge(told, plan=plan))
+
+
+def test_a_node_that_could_step_but_not_save_is_a_no_go(judge, told, recipe, plan_of):
+    plan = plan_of(recipe(micro_batch_tokens=1600))
+    much = replace(plan, memory=replace(plan.memory, host_saving=plan.memory.host + 200 * GIB))
+    assert stopped(judge(told, plan=plan)) == []
+    assert stopped(judge(told, plan=much)) == ["host memory"]
