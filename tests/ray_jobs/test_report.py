@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 
 import pytest
 import yaml
@@ -160,34 +158,6 @@ def test_a_stage_has_the_rows_hours_base_data_and_leaks_of_those_before_it(tmp_p
     assert "generated rows of task viggo | apache-2.0" in text
     assert "runs/two/first/export" in text, "the second recipe starts from the first"
     assert str(tmp_path) not in text
-
-
-@pytest.fixture
-def endpoint():
-    """An OpenAI-compatible endpoint that answers every question alike, and counts them."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            message = {"role": "assistant", "content": "inform(name[x])"}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            usage = {"prompt_tokens": 50, "completion_tokens": 6, "total_tokens": 56}
-            body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-            data = json.dumps(body | {"usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    server.shutdown()
 
 
 def test_a_model_behind_an_api_is_a_row_and_is_paid_once(tmp_path, answered, endpoint):
