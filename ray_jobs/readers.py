@@ -1,7 +1,7 @@
 """The language models that take part in the measures of a benchmark: an extractor, a judge.
 
-`ray_jobs.benchmark` names them, `evaluation.judge` runs them on the answers of every row. The command line's own are in
-`ray_jobs.commands.endpoints`.
+`ray_jobs.benchmark` names them, `evaluation.judge` runs them on the answers of every row. The command line's options
+for them are in `ray_jobs.commands.endpoints`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -43,6 +44,11 @@ class ReaderModel(Section):
         return chat.endpoint(self.model, self.base_url, **options)
 
     @property
+    def asking(self) -> dict[str, Any]:
+        """How it is asked."""
+        return {"concurrency": self.concurrency, "repeats": self.repeats, "temperature": self.temperature}
+
+    @property
     def budget(self) -> Budget:
         """What it may spend on a task."""
         money = None if self.budget_usd is None else prices.picodollars(self.budget_usd)
@@ -62,14 +68,29 @@ def readers(
             stack.callback(ledger.close)
 
         def of(label: str) -> Sequence[Reader]:
-            return [_reader(role, model, task, ledgers[role], label, price_file) for role, model in wanted.items()]
+            return [
+                reader(role, task, model.endpoint, ledgers[role], label, price_file=price_file, **model.asking)
+                for role, model in wanted.items()
+            ]
 
         yield of
 
 
-def _reader(role: str, model: ReaderModel, task: Task, ledger: Ledger, label: str, price_file: Path | None) -> Reader:
-    price = prices.find(model.endpoint, price_file)
-    client = connect(model.endpoint, price, ledger, purpose=f"{role}: {label}", concurrency=model.concurrency)
+def reader(
+    role: str,
+    task: Task,
+    endpoint: chat.Endpoint,
+    ledger: Ledger,
+    label: str,
+    *,
+    price_file: Path | None,
+    concurrency: int,
+    repeats: int = 1,
+    temperature: float = 0.0,
+) -> Reader:
+    """The extractor or the judge of a task, for the answers of one row; the last two are the judge's."""
+    price = prices.find(endpoint, price_file)
+    client = connect(endpoint, price, ledger, purpose=f"{role}: {label}", concurrency=concurrency)
     if role == "extractor":
         return judge.extracting(task, client)
-    return judge.judging(task, client, repeats=model.repeats, temperature=model.temperature)
+    return judge.judging(task, client, repeats=repeats, temperature=temperature)

@@ -60,15 +60,20 @@ def readers(arguments: argparse.Namespace) -> Iterator[Callable[[Task], Callable
 
 
 def _reader(arguments: argparse.Namespace, role: str, task: Task, ledger: Ledger, label: str) -> Reader:
-    from evaluation import judge, prices
-    from evaluation.baselines import connect
+    from ray_jobs.readers import reader
 
     where = endpoint(arguments, getattr(arguments, role), getattr(arguments, f"{role}_base_url"))
-    price = prices.find(where, arguments.prices)
-    client = connect(where, price, ledger, purpose=f"{role}: {label}", concurrency=arguments.concurrency)
-    if role == "extractor":
-        return judge.extracting(task, client)
-    return judge.judging(task, client, repeats=arguments.judge_repeats, temperature=arguments.judge_temperature)
+    return reader(
+        role,
+        task,
+        where,
+        ledger,
+        label,
+        price_file=arguments.prices,
+        concurrency=arguments.concurrency,
+        repeats=arguments.judge_repeats,
+        temperature=arguments.judge_temperature,
+    )
 
 
 def endpoint(arguments: argparse.Namespace, model: str, base_url: str | None) -> Endpoint:
