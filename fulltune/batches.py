@@ -149,7 +149,7 @@ class StepPlanner:
 
     @property
     def _capacity(self) -> int:
-        return max(self.train.micro_batch_tokens, int(self.table.lengths.max())) if self.packing else 0
+        return max(self.train.token_budget, int(self.table.lengths.max())) if self.packing else 0
 
 
 @lru_cache(maxsize=4)

@@ -122,7 +122,9 @@ class TrainConfig(Section):
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
     global_batch_size: int = Field(16, ge=1, description="examples per optimizer step, all workers together")
-    micro_batch_tokens: int = Field(4096, ge=8, description="tokens that one worker takes in one forward pass")
+    micro_batch_tokens: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        4096, description="tokens that one worker takes in one forward pass; auto: the plan's, corrected by preflight"
+    )
     gradient_checkpointing: bool = False
     loss_chunk_tokens: int = Field(1024, ge=0, description="tokens whose logits exist at a time; 0: all of a pass")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or infinite loss or gradient norm")
@@ -132,6 +134,12 @@ class TrainConfig(Section):
     spike_threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median: a spike")
     seed: int = Field(42, ge=0)
     deterministic: bool = Field(False, description="on CUDA: bit-identical repetitions, slower; CPUs are without it")
+
+    @property
+    def token_budget(self) -> int:
+        """`micro_batch_tokens` once it is a number: `auto` is replaced before a run is planned or starts."""
+        assert self.micro_batch_tokens != "auto", "ray_jobs.auto or the plan decides first"
+        return self.micro_batch_tokens
 
 
 class RayConfig(Section):

@@ -379,7 +379,7 @@ def _validation(
     if inputs.valid_data is None or config.validation.every_steps is None:
         return None
     table = TokenTable(inputs.valid_data)
-    capacity = max(config.train.micro_batch_tokens, int(table.lengths.max())) if config.data.packing else 0
+    capacity = max(config.train.token_budget, int(table.lengths.max())) if config.data.packing else 0
     share = pack(table.lengths, range(len(table)), capacity, workers.size)[workers.rank]
     supervised = int(table.supervised.sum())
     return phases.during(

@@ -84,7 +84,7 @@ class StreamPlanner:
         while True:
             mistake = self._pull(share)
             lengths = np.array([len(example.input_ids) for example in self._step], dtype=np.int64)
-            capacity = max(self._train.micro_batch_tokens, self._data.max_length) if self._data.packing else 0
+            capacity = max(self._train.token_budget, self._data.max_length) if self._data.packing else 0
             mine = pack(lengths, range(len(lengths)), capacity, 1)[0] if self._step else []
             supervised = sum(int((example.labels[1:] != IGNORE).sum()) for example in self._step)
             own = (mistake is not None, len(self._step), lengths.sum(), supervised, (lengths**2).sum())

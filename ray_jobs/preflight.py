@@ -30,14 +30,13 @@ from fulltune.preflight import access, micro_batch, report, storage, verdict
 from fulltune.preflight.check import Check, refused
 from fulltune.preflight.micro_batch import Size
 from fulltune.preflight.verdict import Answers, Found
-from ray_jobs import cluster
+from ray_jobs import auto, cluster
 from ray_jobs.plan import known
 from ray_jobs.preflight_worker import NAMESPACE, Findings, Ledger, preflight_worker
 from ray_jobs.prepare import prepare
 from ray_jobs.train import trainer_of
 from tasks.base import UserError
 
-FILE = "preflight.json"
 POLL_S = 0.5
 PROBE_BYTES = (2**23, 2**28)  # least and most that each worker writes
 T = TypeVar("T")
@@ -75,8 +74,12 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
         UserError: RAY_ADDRESS names no cluster.
     """
     begun = time.monotonic()
+    left_open = run.train.micro_batch_tokens == "auto"
+    run = auto.as_begun(run, say=say)
     with cluster.connected(), contextlib.ExitStack() as stack:
         ground = _ground(run, options, stack, say)
+        if ground.plan is not None:
+            run = ground.plan.config  # what was left to `auto` is decided
         answers = _answers(run, ground, options, say)
         found = verdict.of(
             run,
@@ -87,11 +90,12 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
             ground.lengths,
             host_limit=options.plan.host_memory,
             usd_per_hour=ground.plan.usd_per_hour if ground.plan else None,
+            auto=left_open,
         )
         found = replace(found, seconds=time.monotonic() - begun)
     if ground.mark is not None:
         with contextlib.suppress(OSError):  # a disk that filled up meanwhile has its own check
-            (run.run_dir / FILE).write_text(json.dumps(report.as_json(found), indent=1))
+            (run.run_dir / auto.PREFLIGHT).write_text(json.dumps(report.as_json(found), indent=1))
     return found
 
 

@@ -110,16 +110,16 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         model_config: config.json of the model, with the vocabulary as it will be trained.
 
     Returns:
-        The plan; its `config` names a file where the recipe says `deepspeed: auto`.
+        The plan; its `config` has a file and a number where the recipe leaves them to `auto`.
 
     Raises:
         UserError: no such GPU type, or none named for a run on GPUs.
     """
     gpu = _gpu(config, options)
-    work = workload.workload(config, lengths)
     model = shape.of(model_config)
     host_memory = gpu.node_memory if gpu else options.host_memory or _this_machine()
-    config = _decided(config, model, work, gpu, host_memory)
+    recipe, config = config, _decided(config, model, lengths, gpu, host_memory)
+    work = workload.workload(config, lengths)
     made = setup(config, model, work, gpu)
     found = memory.memory(made)
     seconds = time.step_seconds(made, work, gpu, cpus=config.ray.cpus_per_worker)
@@ -144,7 +144,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         smallest=search.smallest(*searched, offload=False) if searched else None,
         smallest_with_offload=search.smallest(*searched, offload=True) if searched else None,
         study=_study(made, work, gpu) if gpu else None,
-        assumptions=tuple(_assumptions(config, made, lengths, gpu, options)),
+        assumptions=(*_choices(recipe, config), *_assumptions(config, made, lengths, gpu, options)),
     )
 
 
@@ -168,18 +168,40 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
 
 
 def _decided(
-    config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None, host_memory: int
+    config: RunConfig, model: shape.ModelShape, lengths: Lengths, gpu: Gpu | None, host_memory: int
 ) -> RunConfig:
-    """`deepspeed: auto` is the fastest shipped file that fits; where none does, the one that needs least."""
-    if config.deepspeed != deepspeed_configs.AUTO:
+    """`deepspeed: auto` and `train.micro_batch_tokens: auto` become the fastest shipped file and micro-batch that fit
+    together; where none does, those that need least.
+    """
+    file_open = config.deepspeed == deepspeed_configs.AUTO
+    if not file_open and config.train.micro_batch_tokens != "auto":
         return config
     if gpu is None:
+        return _decided_for_cpus(config, model, lengths, host_memory)
+    least = search.with_budget(config, search.budgets(config, lengths)[0])
+    named = least.model_copy(update={"deepspeed": "zero3"}) if file_open else least
+    trial = setup(named, model, workload.workload(least, lengths), gpu)
+    best = search.fastest_left_open(config, trial, lengths, gpu, host_memory)
+    if best is not None:
+        least = search.with_budget(config, best.micro_batch_tokens)
+    if not file_open:
+        return least
+    name = best.deepspeed if best else deepspeed_configs.sized("zero3_offload_all", model.hidden_size)
+    return least.model_copy(update={"deepspeed": name})
+
+
+def _decided_for_cpus(config: RunConfig, model: shape.ModelShape, lengths: Lengths, host_memory: int) -> RunConfig:
+    """On CPU workers nothing is gathered for every pass, and time is FLOPs: the fewest passes whose tensors fit."""
+    if config.deepspeed == deepspeed_configs.AUTO:
         name = "zero0" if config.ray.max_workers == 1 else "zero2"
-    else:
-        trial = setup(config.model_copy(update={"deepspeed": "zero3"}), model, work, gpu)
-        best = search.fastest_sharding(trial, work, gpu, host_memory, tokens=config.train.micro_batch_tokens)
-        name = best.deepspeed if best else deepspeed_configs.sized("zero3_offload_all", model.hidden_size)
-    return config.model_copy(update={"deepspeed": name})
+        config = config.model_copy(update={"deepspeed": name})
+    fitting = []
+    for size in (sizes := search.budgets(config, lengths)):
+        tried = search.with_budget(config, size)
+        work = workload.workload(tried, lengths)
+        if memory.memory(setup(tried, model, work, None)).host_peak <= memory.usable(host_memory):
+            fitting.append((work.micro_batches, size))
+    return search.with_budget(config, min(fitting)[1] if fitting else sizes[0])
 
 
 def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu | None) -> Setup:
@@ -242,6 +264,16 @@ def _study(made: Setup, work: Workload, gpu: Gpu) -> Study:
         step_seconds=time.step_seconds(with_offload, work, gpu),
         step_seconds_without=time.step_seconds(without, work, gpu),
     )
+
+
+def _choices(recipe: RunConfig, decided: RunConfig) -> list[str]:
+    """What became of the recipe's `auto`."""
+    found = []
+    if recipe.deepspeed != decided.deepspeed:
+        found.append(f"deepspeed: auto is {decided.deepspeed}")
+    if recipe.train.micro_batch_tokens != decided.train.micro_batch_tokens:
+        found.append(f"train.micro_batch_tokens: auto is {decided.train.token_budget:,}")
+    return found
 
 
 def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | None, options: Options) -> list[str]:

@@ -23,6 +23,7 @@ MICRO_BATCHES = tuple(2**power for power in range(9, 16))  # 512 to 32,768 token
 # plans this much slower than the fastest are as fast: half of the published rows are predicted no better (4.4 %,
 # docs/planning_evidence.md)
 AS_FAST = 1.05
+OWN = "the recipe's own"  # in a choice: the sharding that the recipe names
 SPARE = 0.10  # of a GPU's memory, kept free where a choice as fast allows it
 CLUSTERS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -71,17 +72,38 @@ def preferred(choices: Iterable[Choice], gpu: Gpu) -> Choice | None:
 
 
 def _rank(choice: Choice, gpu: Gpu) -> tuple[bool, int, int, int]:
-    moved = SCHEMES.index(deepspeed_configs.scheme(choice.deepspeed))
+    moved = 0 if choice.deepspeed == OWN else SCHEMES.index(deepspeed_configs.scheme(choice.deepspeed))
     return choice.gpu_bytes > (1 - SPARE) * gpu.memory, moved, choice.micro_batches, choice.gpu_bytes
 
 
-def fastest_sharding(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, *, tokens: int) -> Choice | None:
-    """The fastest shipped sharding that fits with the run's own micro-batches and checkpointing; None if none does.
-
-    Args:
-        tokens: train.micro_batch_tokens.
+def fastest_left_open(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Choice | None:
+    """The fastest of what the recipe leaves to the plan, `deepspeed: auto` and `train.micro_batch_tokens: auto`, that
+    fits with the rest of it as it stands; None if none does. Its `deepspeed` is OWN where the recipe names one.
     """
-    return preferred(_shardings(setup, work, gpu, host_memory, tokens), gpu)
+    return preferred(_left_open(config, setup, lengths, gpu, host_memory), gpu)
+
+
+def _left_open(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Iterator[Choice]:
+    for size in budgets(config, lengths):
+        work = workload.workload(with_budget(config, size), lengths)
+        tried = replace(setup, batch=work.largest)
+        if config.deepspeed == deepspeed_configs.AUTO:
+            yield from _shardings(tried, work, gpu, host_memory, size)
+        else:
+            yield from _if_it_fits(tried, OWN, work, gpu, host_memory, size)
+
+
+def budgets(config: RunConfig, lengths: Lengths) -> list[int]:
+    """Token budgets that the recipe lets the plan choose from: its own, or powers of two that hold a whole example."""
+    train, longest = config.train, workload.longest(config, lengths)
+    if train.micro_batch_tokens != "auto":
+        return [train.micro_batch_tokens]
+    return [size for size in MICRO_BATCHES if size >= longest and config.data.packing] or [longest]
+
+
+def with_budget(config: RunConfig, tokens: int) -> RunConfig:
+    """The recipe with this number as `train.micro_batch_tokens`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_tokens": tokens})})
 
 
 def smallest(
@@ -103,10 +125,9 @@ def smallest(
 
 def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_memory: int) -> Iterator[Choice]:
     longest = workload.longest(config, lengths)
-    sizes = {size for size in MICRO_BATCHES if size >= longest} | {max(longest, config.train.micro_batch_tokens)}
+    sizes = {size for size in MICRO_BATCHES if size >= longest} | {max(longest, config.train.token_budget)}
     for size in sorted(sizes):
-        train = config.train.model_copy(update={"micro_batch_tokens": size})
-        work = workload.workload(config.model_copy(update={"train": train}), lengths)
+        work = workload.workload(with_budget(config, size), lengths)
         for checkpointing in (False, True):
             tried = replace(setup, batch=work.largest, checkpointing=checkpointing)
             yield from _shardings(tried, work, gpu, host_memory, size)
@@ -117,20 +138,23 @@ def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: i
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
-        if not runs(tried):
-            continue
-        found = planned.memory(tried)
-        if fits(found, gpu, host_memory):
-            yield Choice(
-                deepspeed=name,
-                workers=setup.workers,
-                micro_batch_tokens=size,
-                micro_batches=work.micro_batches,
-                gradient_checkpointing=setup.checkpointing,
-                step_seconds=time.step_seconds(tried, work, gpu),
-                gpu_bytes=found.gpu.total,
-                host_bytes=found.host_peak,
-            )
+        if runs(tried):
+            yield from _if_it_fits(tried, name, work, gpu, host_memory, size)
+
+
+def _if_it_fits(setup: Setup, name: str, work: Workload, gpu: Gpu, host_memory: int, size: int) -> Iterator[Choice]:
+    found = planned.memory(setup)
+    if fits(found, gpu, host_memory):
+        yield Choice(
+            deepspeed=name,
+            workers=setup.workers,
+            micro_batch_tokens=size,
+            micro_batches=work.micro_batches,
+            gradient_checkpointing=setup.checkpointing,
+            step_seconds=time.step_seconds(setup, work, gpu),
+            gpu_bytes=found.gpu.total,
+            host_bytes=found.host_peak,
+        )
 
 
 def runs(setup: Setup) -> bool:

@@ -136,7 +136,7 @@ def _micro_batches(config: RunConfig, tokens: np.ndarray, top: int) -> tuple[int
     size, workers = _step_examples(config, len(tokens)), config.ray.min_workers
     if not config.data.packing:
         return top, max(1, math.ceil(size / workers))
-    capacity = max(config.train.micro_batch_tokens, top)
+    capacity = max(config.train.token_budget, top)
     return capacity, max(1, math.ceil(size * float(tokens.mean()) / (capacity * workers)))
 
 

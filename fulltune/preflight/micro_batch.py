@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fulltune.config import RunConfig
-from fulltune.plan import memory, workload
+from fulltune.plan import memory, search, workload
 from fulltune.plan.activations import Batch
 from fulltune.plan.memory import Setup
-from fulltune.plan.search import MICRO_BATCHES
 from fulltune.plan.workload import Lengths
 
 
@@ -54,7 +53,8 @@ class Choice:
         expected: its bytes, corrected.
         capacity: bytes that a worker may take.
         tried: a worst-case step with the chosen one ended well.
-        override: what makes the recipe use it; None where it does already.
+        override: what makes the recipe use it; None where it does already, or will, as it says `auto`.
+        made_for: the settings that the choice holds for.
     """
 
     recipe: int
@@ -65,6 +65,7 @@ class Choice:
     capacity: int
     tried: bool
     override: str | None
+    made_for: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """As it is recorded."""
@@ -74,21 +75,36 @@ class Choice:
 def sizes(config: RunConfig, setup: Setup, lengths: Lengths) -> list[Size]:
     """The recipe's budget and powers of two that hold the longest allowed example; one without packing."""
     longest, own = config.data.max_length, effective(config)
-    powers = {tokens for tokens in MICRO_BATCHES if tokens >= longest} if config.data.packing else set()
+    powers = {tokens for tokens in search.MICRO_BATCHES if tokens >= longest} if config.data.packing else set()
     share = float((lengths.supervised / lengths.tokens).max())
     found = []
     for tokens in sorted(powers | {own}):
-        train = config.train.model_copy(update={"micro_batch_tokens": tokens})
-        passes = workload.workload(config.model_copy(update={"train": train}), lengths).micro_batches
+        passes = workload.workload(search.with_budget(config, tokens), lengths).micro_batches
         batch = Batch(tokens, max(1, round(share * tokens)))
         found.append(Size(tokens, batch, passes, peak_bytes(replace(setup, batch=batch))))
     return found
 
 
+def made_for(config: RunConfig) -> dict[str, Any]:
+    """What else decides about a worker's memory: a choice made under other settings says nothing."""
+    train = config.train
+    return {
+        "model": config.model.name_or_path or config.model.config,
+        "dtype": config.model.dtype,
+        "deepspeed": config.deepspeed,
+        "workers": config.model_dump(mode="json")["ray"]["num_workers"],
+        "accelerator_type": config.ray.accelerator_type,
+        "global_batch_size": train.global_batch_size,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "loss_chunk_tokens": train.loss_chunk_tokens,
+        "max_length": config.data.max_length,
+    }
+
+
 def effective(config: RunConfig) -> int:
     """The recipe's budget as packs are made: never below one whole example, and that alone without packing."""
     longest = config.data.max_length
-    return max(config.train.micro_batch_tokens, longest) if config.data.packing else longest
+    return max(config.train.token_budget, longest) if config.data.packing else longest
 
 
 def peak_bytes(setup: Setup) -> int:
@@ -114,12 +130,19 @@ def choose(candidates: Sequence[Size], capacity: int, peak: Peak | None = None) 
 
 
 def outcome(
-    config: RunConfig, candidates: Sequence[Size], capacity: int, peak: Peak | None, *, tried: frozenset[int]
+    config: RunConfig,
+    candidates: Sequence[Size],
+    capacity: int,
+    peak: Peak | None,
+    *,
+    tried: frozenset[int],
+    auto: bool = False,
 ) -> Choice | None:
     """What to record; None without packing, where a micro-batch is one example.
 
     Args:
         tried: budgets whose worst-case step ended well.
+        auto: the recipe leaves the micro-batch open, so that a run takes the choice by itself.
     """
     if not config.data.packing:
         return None
@@ -128,12 +151,13 @@ def outcome(
     if chosen is not None and own.passes == chosen.passes and expected(own, peak) <= capacity:
         chosen = own  # no reason to change the recipe
     return Choice(
-        recipe=config.train.micro_batch_tokens,
+        recipe=config.train.token_budget,
         planned=planned.tokens if planned else None,
         chosen=chosen.tokens if chosen else None,
         passes=chosen.passes if chosen else None,
         expected=expected(chosen, peak) if chosen else None,
         capacity=capacity,
         tried=chosen is not None and chosen.tokens in tried,
-        override=f"train.micro_batch_tokens={chosen.tokens}" if chosen and chosen != own else None,
+        override=f"train.micro_batch_tokens={chosen.tokens}" if chosen and chosen != own and not auto else None,
+        made_for=made_for(config),
     )

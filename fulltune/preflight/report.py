@@ -86,13 +86,16 @@ def _micro_batch(found: Found) -> list[str]:
     if choice.chosen is None:
         return [f"micro-batch: none fits {gb(choice.capacity)}; the plan had chosen {_tokens(choice.planned)}"]
     verb = "a worst-case step with it ended well" if choice.tried else "not tried"
+    has = "auto" if found.auto else f"{choice.recipe:,}"
     line = (
         f"micro-batch: {choice.chosen:,} tokens, {choice.passes} per worker and step, {gb(choice.expected or 0)} of "
-        f"{gb(choice.capacity)} by measurement ({verb}); the recipe has {choice.recipe:,}, the plan alone chose "
+        f"{gb(choice.capacity)} by measurement ({verb}); the recipe has {has}, the plan alone chose "
         f"{_tokens(choice.planned)}"
     )
     lines = textwrap.wrap(line, WIDTH, subsequent_indent="  ")
-    return [*lines, f"  use it: {choice.override}"] if choice.override else lines
+    if choice.override:
+        return [*lines, f"  use it: {choice.override}"]
+    return [*lines, "  train takes it by itself (auto)"] if found.auto else lines
 
 
 def _tokens(count: int | None) -> str:

@@ -53,6 +53,7 @@ class Found:
     Attributes:
         left_out: what was not looked at, and why.
         planned: bytes that the plan has for a worker of the step that was measured.
+        auto: the recipe leaves the micro-batch open, so that a run takes the choice by itself.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Found:
     estimate: Estimate | None = None
     choice: Choice | None = None
     seconds: float = 0.0
+    auto: bool = False
 
     @property
     def go(self) -> bool:
@@ -138,13 +140,15 @@ def of(
     *,
     host_limit: int | None,
     usd_per_hour: float | None,
+    auto: bool = False,
 ) -> Found:
     """The checks of the workers' part, and what follows for micro-batch, time and money.
 
     Args:
         checks, left_out: of the part before.
+        auto: the recipe leaves the micro-batch open.
     """
-    found = Found(str(run.ray.name), tuple(checks), tuple(left_out), answers, plan)
+    found = Found(str(run.ray.name), tuple(checks), tuple(left_out), answers, plan, auto=auto)
     if answers is None:
         return _with_plan(found, fitted=False)
     everybody = answers.facts
@@ -239,6 +243,7 @@ def _consequences(
         memory.capacity(answers.facts, host_limit),
         peak,
         tried=tried,
+        auto=found.auto,
     )
     sized = run.model_copy(update={"ray": run.ray.model_copy(update={"num_workers": count})})
     work = workload(sized, lengths)

@@ -12,7 +12,7 @@ import pytest
 
 from fulltune import config
 from fulltune.preflight import storage
-from ray_jobs import cli, cluster, preflight, recipes
+from ray_jobs import auto, cli, cluster, preflight, recipes
 from ray_jobs.preflight import Options
 from ray_jobs.preflight_worker import Findings
 
@@ -179,8 +179,25 @@ def test_two_workers_are_a_go(ask, tmp_path):
     assert choice["tried"] is True
     assert choice["override"] == f"train.micro_batch_tokens={choice['chosen']}"
     assert found["estimate"]["hours"] > 0
-    assert json.loads((tmp_path / "demo" / preflight.FILE).read_text()) == found
+    assert json.loads((tmp_path / "demo" / auto.PREFLIGHT).read_text()) == found
     assert not (tmp_path / "demo" / storage.MARK).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_left_to_auto_is_tried_and_the_training_takes_it(ask, tmp_path):
+    code, found = ask("train.micro_batch_tokens=auto", "deepspeed=auto")
+    assert code == 0, found["checks"]
+    choice = found["micro_batch"]
+    assert choice["override"] is None
+    assert choice["made_for"]["deepspeed"] == "zero2"
+    assert choice["recipe"] == choice["planned"], "the plan's"
+    assert {row["timing"]["tokens"] for row in found["step"]} == {choice["recipe"]}
+    choice["chosen"] //= 2  # as if it had measured more than was planned
+    (tmp_path / "demo" / auto.PREFLIGHT).write_text(json.dumps(found))
+    overrides = [*SHRUNK, "train.micro_batch_tokens=auto", "deepspeed=auto", f"ray.storage_path={tmp_path}"]
+    run = auto.decided(config.load(recipes.path("demo"), overrides), fetch=False, say=print)
+    assert (run.deepspeed, run.train.micro_batch_tokens) == ("zero2", choice["chosen"])
 
 
 @pytest.mark.slow

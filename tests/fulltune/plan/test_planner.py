@@ -248,6 +248,50 @@ def test_logits_are_counted_as_the_engine_forms_them():
     assert needed[0].total < needed[1].total
 
 
+def with_auto(made):
+    return made.model_copy(update={"deepspeed": "auto"})
+
+
+@pytest.mark.parametrize(("size", "workers", "gpu"), [("7b", 16, "A10G"), ("7b", 8, "H100"), ("13b", 16, "A10G")])
+def test_an_open_micro_batch_is_as_fast_as_the_fastest_that_fits(size, workers, gpu):
+    """Against every budget planned by itself, as a user would have to."""
+    same = {"ray__accelerator_type": gpu, "train__global_batch_size": 1024}
+    chosen = plan(size, workers, train__micro_batch_tokens="auto", **same)
+    budget = chosen.config.train.micro_batch_tokens
+    assert chosen.fits
+    each = {tokens: plan(size, workers, train__micro_batch_tokens=tokens, **same) for tokens in search.MICRO_BATCHES}
+    fitting = {tokens: found for tokens, found in each.items() if found.fits}
+    assert 1 < len(fitting) <= len(each)
+    assert each[budget].memory == chosen.memory
+    assert chosen.hours <= search.AS_FAST * min(found.hours for found in fitting.values())
+    assert chosen.work.examples * chosen.work.steps == each[budget].work.examples * each[budget].work.steps
+    assert chosen.work.steps == each[512].work.steps, "the global batch is fixed"
+
+
+def test_an_open_micro_batch_of_what_cannot_fit_is_the_smallest():
+    found = plan("70b", 8, train__micro_batch_tokens="auto", deepspeed="zero3")
+    assert not found.fits
+    assert found.config.train.micro_batch_tokens == 512
+
+
+def test_file_and_micro_batch_may_both_be_open():
+    found = plan("7b", 16, train__micro_batch_tokens="auto", deepspeed="auto")
+    assert found.fits
+    assert found.config.deepspeed in deepspeed_configs.names()
+    alone = plan("7b", 16, deepspeed="auto", train__micro_batch_tokens=found.config.train.micro_batch_tokens)
+    assert (alone.config.deepspeed, alone.hours) == (found.config.deepspeed, found.hours)
+
+
+def test_an_open_micro_batch_on_cpus_is_the_fewest_passes_whose_tensors_fit():
+    cpus = {"ray__use_gpu": False, "ray__accelerator_type": None, "train__micro_batch_tokens": "auto"}
+    roomy = plan("7b", 2, options=Options(host_memory=2**40), **cpus)
+    assert (roomy.work.micro_batches, roomy.fits) == (1, True)
+    tight = plan("7b", 2, options=Options(host_memory=int(1.02 * roomy.memory.host_peak / 0.95)), **cpus)
+    assert tight.config.train.micro_batch_tokens == roomy.config.train.micro_batch_tokens
+    half = plan("7b", 2, options=Options(host_memory=int(0.9 * roomy.memory.host_peak / 0.95)), **cpus)
+    assert half.config.train.micro_batch_tokens < roomy.config.train.micro_batch_tokens
+
+
 def test_the_page_on_deepspeed_has_what_auto_takes():
     """docs/deepspeed.md, row by row; one plan per cell would search for much more than the file."""
     page = (Path(__file__).resolve().parents[3] / "docs" / "deepspeed.md").read_text()
@@ -258,7 +302,6 @@ def test_the_page_on_deepspeed_has_what_auto_takes():
         model = shape.of(architectures.load(f"llama2_{size}"))
         for (workers, name), cell in zip(clusters, row.split("|")[2:-1], strict=True):
             gpu, made = hardware.gpu(name), recipe(size, int(workers))
-            work = workload.workload(made, VIGGO)
-            trial = planner.setup(made, model, work, gpu)
-            best = search.fastest_sharding(trial, work, gpu, gpu.node_memory, tokens=4096)
+            trial = planner.setup(made, model, workload.workload(made, VIGGO), gpu)
+            best = search.fastest_left_open(with_auto(made), trial, VIGGO, gpu, gpu.node_memory)
             assert cell.strip() == (f"`{best.deepspeed}`" if best else "none fits"), (size, workers, name)
