@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # glibc gives blocks above its threshold back to the kernel after every step, and the page faults that follow cost
 # more than the arithmetic: measured 15-20 against 130 tokens/s for a 135M model on 2 cores.
 CPU_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-# micro-batches differ in length, and without growing segments each length leaves blocks that fit no other
-CUDA_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# micro-batches differ in length, and without growing segments each length leaves blocks that fit no other; page-locked
+# host blocks are rounded up to a power of two, which for a flat buffer of 17.2 GB is 34.4 (pytorch issue 150517)
+CUDA_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True,pinned_max_round_threshold_mb:64"}
 # what repeats a CUDA run to the last bit, beside torch's own switch: cuBLAS, FlashAttention's backward pass, and one
 # order of summation in NCCL whatever sizes it is given
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1", "NCCL_ALGO": "Ring"}

@@ -55,10 +55,19 @@ def switches(monkeypatch):
 def test_a_gpu_worker_gets_growing_segments_threads_and_nothing_that_hides_its_gpus(monkeypatch):
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     told = device.worker_environment(use_gpu=True, cpus=8.0)
-    assert told["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert told["PYTORCH_ALLOC_CONF"] == "expandable_segments:True,pinned_max_round_threshold_mb:64"
     assert told["OMP_NUM_THREADS"] == "8"
     assert not {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "MALLOC_TRIM_THRESHOLD_", *device.DETERMINISTIC} & set(told)
     assert device.worker_environment(use_gpu=True, cpus=0.5)["OMP_NUM_THREADS"] == "1"
+
+
+def test_this_torch_knows_the_allocators_settings():
+    """It passes over names that it does not know, and refuses wrong values of those that it does."""
+    for setting in device.CUDA_ALLOCATOR["PYTORCH_ALLOC_CONF"].split(","):
+        name = setting.split(":")[0]
+        with pytest.raises(ValueError, match="stoull|Expected"):
+            torch._C._accelerator_setAllocatorSettings(f"{name}:neither")
+    torch._C._accelerator_setAllocatorSettings("unheard_of:neither")
 
 
 def test_the_users_own_allocator_setting_stays(monkeypatch):
