@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from fulltune.config import RayConfig, RunConfig
+from fulltune.plan import hardware
 from fulltune.plan.planner import Options
 from tasks.base import UserError
 
@@ -136,6 +137,21 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
         gpus_per_node=nodes.gpus_per_node or max(int(node["GPU"]) for node in found),
         host_memory=nodes.host_memory or memory or None,
     )
+
+
+def with_gpu(config: RayConfig, nodes: Options) -> Options:
+    """`as_found`, with the type of GPU that the nodes have where neither recipe nor user names one."""
+    found = as_found(config, nodes)
+    if config.use_gpu and ray.is_initialized() and (found.gpu or config.accelerator_type) is None:
+        return replace(found, gpu=known_gpu())
+    return found
+
+
+def known_gpu() -> str | None:
+    """The GPU type of the cluster, where its nodes have one that the table of GPUs knows."""
+    prefix = "accelerator_type:"
+    types = {key.removeprefix(prefix) for key in ray.cluster_resources() if key.startswith(prefix)}
+    return next(iter(sorted(types & ({row.name for row in hardware.GPUS} | set(hardware.ALIASES)))), None)
 
 
 def free_cpus(config: RayConfig) -> float:

@@ -21,6 +21,7 @@ from fulltune.plan.planner import Options, Plan
 from fulltune.plan.workload import Lengths
 from ray_jobs import lengths
 from ray_jobs.prepare import task_of, texts, training_sources
+from ray_jobs.settled import settled
 from tasks.base import Task, UserError
 
 USUAL = Options()  # nodes as the table of GPUs has them
@@ -51,11 +52,22 @@ def plan(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str
     return planner.plan(config, *known(config, fetch=fetch, say=say), options)
 
 
-def plans(config: RunConfig, options: Options, *, fetch: bool, say: Callable[[str], None]) -> list[Plan]:
-    """The plan of each of the recipe's stages, in their order; one where it has none. Arguments and errors: `plan`."""
+def plans(
+    config: RunConfig,
+    options: Options,
+    *,
+    fetch: bool,
+    say: Callable[[str], None],
+    settle: Callable[[RunConfig], RunConfig] = lambda stage: stage,
+) -> list[Plan]:
+    """The plan of each of the recipe's stages, in their order; one where it has none. Other arguments, errors: `plan`.
+
+    Args:
+        settle: what each stage goes through first.
+    """
     found: list[Plan] = []
     exports: dict[str, _Base] = {}
-    for stage in stages.expand(config):
+    for stage in map(settle, stages.expand(config)):
         base = exports.get(str(stage.model.name_or_path))
         model_config, rows, tokenizer = _known(stage, fetch, say, base)
         exports[str(stage.run_dir / "export")] = _Base(model_config, tokenizer)
@@ -169,31 +181,40 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
 
 def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: Callable[[str], None]) -> None:
     """Before a run on GPUs of a known type starts: does it, or each of its stages, fit? Else the message carries the
-    configuration that does.
+    configuration that does. A run that has begun is judged as it would go on.
 
     Runs on CPUs, on types the table does not have, and on models or data whose size is not known yet pass.
 
     Raises:
         UserError: planned memory exceeds what a GPU has.
     """
-    if not config.ray.use_gpu or config.ray.accelerator_type is None:
+    if not config.ray.use_gpu or (options.gpu or config.ray.accelerator_type) is None:
         return
     try:
-        found = plans(config, options, fetch=False, say=lambda _: None)
+        found = plans(config, options, fetch=False, say=_silent, settle=lambda stage: settled(stage, say=_silent))
     except UserError as error:
         say(f"not planned: {error.got}")
         return
     for each in found:
-        _refuse(each, f"{each.config.ray.name} " if config.stages else "")
+        refuse(each, f"{each.config.ray.name} " if config.stages else "")
 
 
-def _refuse(found: Plan, name: str) -> None:
-    if found.fits:
+def _silent(_: str) -> None:
+    """Says nothing."""
+
+
+def refuse(found: Plan, name: str = "") -> None:
+    """Ends here where a run on GPUs does not fit by plan; `name` begins the message.
+
+    Raises:
+        UserError: what is too large, and the settings that would fit.
+    """
+    if found.fits or found.gpu is None:
         return
     config = found.config
     raise UserError(
         got=f"planned: {name}" + "; ".join(found.problems),
-        wanted=f"a run that fits {config.ray.min_workers} x {config.ray.accelerator_type}",
+        wanted=f"a run that fits {config.ray.min_workers} x {found.gpu.name}",
         fix=f"{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
     )
 

@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import ray
 
 from fulltune.config import RunConfig
-from fulltune.plan import hardware, memory, planner
+from fulltune.plan import memory, planner
 from fulltune.plan.planner import Plan
 from fulltune.plan.workload import Lengths
 from fulltune.preflight import access, micro_batch, report, storage, verdict
 from fulltune.preflight.check import Check, refused
 from fulltune.preflight.micro_batch import Size
 from fulltune.preflight.verdict import Answers, Found
-from ray_jobs import auto, cluster
+from ray_jobs import cluster, settled
 from ray_jobs.plan import known
 from ray_jobs.preflight_worker import NAMESPACE, Findings, Ledger, preflight_worker
 from ray_jobs.prepare import prepare
@@ -75,9 +75,10 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
     """
     begun = time.monotonic()
     left_open = run.train.micro_batch_tokens == "auto"
-    run = auto.as_begun(run, say=say)
     with cluster.connected(), contextlib.ExitStack() as stack:
-        ground = _ground(run, options, stack, say)
+        ground = _Ground()
+        run = _asked("storage", lambda: settled.as_begun(run, say=say), options.timeout_s, ground) or run
+        _look(ground, run, options, stack, say)
         if ground.plan is not None:
             run = ground.plan.config  # what was left to `auto` is decided
         answers = _answers(run, ground, options, say)
@@ -95,18 +96,16 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
         found = replace(found, seconds=time.monotonic() - begun)
     if ground.mark is not None:
         with contextlib.suppress(OSError):  # a disk that filled up meanwhile has its own check
-            (run.run_dir / auto.PREFLIGHT).write_text(json.dumps(report.as_json(found), indent=1))
+            (run.run_dir / settled.PREFLIGHT).write_text(json.dumps(report.as_json(found), indent=1))
     return found
 
 
-def _ground(run: RunConfig, options: Options, stack: contextlib.ExitStack, say: Callable[[str], None]) -> _Ground:
-    ground, limit = _Ground(), options.timeout_s
-    error: OSError | None = None
-    try:
-        ground.mark = stack.enter_context(storage.marked(run.run_dir))
-    except OSError as raised:
-        error = raised
-    ground.checks.append(storage.check_writable(error, run.run_dir))
+def _look(
+    ground: _Ground, run: RunConfig, options: Options, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> None:
+    """Fills in what this process can find out by itself."""
+    limit = options.timeout_s
+    _mark(run, ground, limit, stack)
     token = _asked("hub token", lambda: access.check_hub_token(run), limit, ground)
     if token is not None:
         ground.checks.append(token)
@@ -114,33 +113,34 @@ def _ground(run: RunConfig, options: Options, stack: contextlib.ExitStack, say: 
     say("reading config.json, tokenizer and data")
     facts_known = _asked("model and data", lambda: known(run, fetch=reachable, say=say), limit, ground)
     if facts_known is None:
-        return ground
+        return
     architecture, ground.lengths = facts_known
     ground.checks.append(Check("model and data", True, f"config.json read; tokens {ground.lengths.source}"))
     ground.plan = _asked("plan", lambda: _plan(run, architecture, facts_known[1], options), limit, ground)
     if ground.plan is not None and ground.mark is not None:
-        ground.checks.append(_space(run, ground.plan))
+        planned = ground.plan
+        room = _asked("free space", lambda: _space(run, planned), limit, ground)
+        ground.checks += [room] if room is not None else []
     if ground.mark is not None and reachable and all(check.ok for check in ground.checks):
         say("preparing data and model, as the training would")
         prepared = _asked("data and model prepared", lambda: prepare(run, say=say), limit, ground)
         ground.model = prepared.inputs.model if prepared else None
     else:
         ground.left_out.append("data and model were not prepared, nor a step taken: see above")
-    return ground
+
+
+def _mark(run: RunConfig, ground: _Ground, limit: float, stack: contextlib.ExitStack) -> None:
+    """The driver's mark, which workers look for; a mount that hangs is given up like one that refuses."""
+    try:
+        ground.mark = bounded(lambda: stack.enter_context(storage.marked(run.run_dir)), limit)
+        ground.checks.append(storage.check_writable(None, run.run_dir))
+    except OSError as error:  # a TimeoutError is one
+        ground.checks.append(storage.check_writable(error, run.run_dir))
 
 
 def _plan(run: RunConfig, architecture: dict[str, Any], lengths: Lengths, options: Options) -> Plan:
-    gpu = options.plan.gpu or run.ray.accelerator_type or (_cluster_gpu() if run.ray.use_gpu else None)
-    found = cluster.as_found(run.ray, options.plan)
-    return planner.plan(run, architecture, lengths, replace(found, gpu=gpu if run.ray.use_gpu else None))
-
-
-def _cluster_gpu() -> str | None:
-    """The GPU type of the cluster, where its nodes have one that the table knows."""
-    prefix = "accelerator_type:"
-    types = {key.removeprefix(prefix) for key in ray.cluster_resources() if key.startswith(prefix)}
-    names = {row.name for row in hardware.GPUS} | set(hardware.ALIASES)
-    return next(iter(sorted(types & names)), None)
+    found = cluster.with_gpu(run.ray, options.plan)
+    return planner.plan(run, architecture, lengths, found if run.ray.use_gpu else replace(found, gpu=None))
 
 
 def _space(run: RunConfig, plan: Plan) -> Check:
@@ -189,7 +189,7 @@ def bounded(function: Callable[[], T], seconds: float) -> T:
     if errors:
         raise errors[0]
     if not values:
-        raise TimeoutError(f"{function} took longer than {seconds:.0f} s")
+        raise TimeoutError(f"nothing within {seconds:.0f} s")
     return values[0]
 
 
@@ -211,11 +211,11 @@ def _answers(run: RunConfig, ground: _Ground, options: Options, say: Callable[[s
     own = next((size for size in sizes if size.tokens == micro_batch.effective(run)), None)
     first = _attempt(run, ground, options, sizes, own, say)
     smaller = [size for size in sizes if own is not None and size.tokens <= own.tokens // 2]
-    if not (first.out_of_memory and first.entered_step and smaller):
+    if first.step or not (first.out_of_memory and first.entered_step and smaller):
         return first
     say(f"out of memory: trying {smaller[-1].tokens:,} tokens")
     second = _attempt(run, ground, options, smaller, smaller[-1], say)
-    return replace(first, smaller=(smaller[-1].tokens, second.step)) if second.error is None else first
+    return replace(first, smaller=(smaller[-1], second.step)) if second.error is None else first
 
 
 def _attempt(

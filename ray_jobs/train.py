@@ -28,12 +28,18 @@ from tasks.base import UserError
 
 
 def train(
-    run: RunConfig, *, arguments: Sequence[str], say: Callable[[str], None], nodes: Options | None = None
+    run: RunConfig,
+    *,
+    arguments: Sequence[str],
+    say: Callable[[str], None],
+    nodes: Options | None = None,
+    force: bool = False,
 ) -> Path:
     """Trains until the last step and returns the final checkpoint.
 
     Args:
         nodes: what a plan shall take the nodes for; by default what a cluster that is joined already has.
+        force: start also where by plan nothing fits that `auto` may choose.
 
     Raises:
         UserError: the run does not fit the cluster, or a file, key or row is wrong.
@@ -42,7 +48,7 @@ def train(
     from ray_jobs import cluster
 
     run.run_dir.mkdir(parents=True, exist_ok=True)
-    run = auto.decided(run, cluster.as_found(run.ray, nodes or Options()), fetch=True, say=say)
+    run = auto.decided(run, cluster.with_gpu(run.ray, nodes or Options()), fetch=True, say=say, force=force)
     if not Path(run.ray.storage_path).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         say(f"ray.storage_path is relative: files go to {run.run_dir} and vanish with the job's working directory; "
             "set an absolute path that every node sees")  # fmt: skip

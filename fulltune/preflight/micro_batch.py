@@ -136,19 +136,22 @@ def outcome(
     peak: Peak | None,
     *,
     tried: frozenset[int],
+    most: int | None = None,
     auto: bool = False,
 ) -> Choice | None:
     """What to record; None without packing, where a micro-batch is one example.
 
     Args:
         tried: budgets whose worst-case step ended well.
+        most: the largest budget that may be chosen; None for any.
         auto: the recipe leaves the micro-batch open, so that a run takes the choice by itself.
     """
     if not config.data.packing:
         return None
     own = next(size for size in candidates if size.tokens == effective(config))
-    planned, chosen = choose(candidates, capacity), choose(candidates, capacity, peak)
-    if chosen is not None and own.passes == chosen.passes and expected(own, peak) <= capacity:
+    allowed = [size for size in candidates if most is None or size.tokens <= most]
+    planned, chosen = choose(candidates, capacity), choose(allowed, capacity, peak)
+    if chosen is not None and own in allowed and own.passes == chosen.passes and expected(own, peak) <= capacity:
         chosen = own  # no reason to change the recipe
     return Choice(
         recipe=config.train.token_budget,

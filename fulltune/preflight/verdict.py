@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,7 @@ class Answers:
     Attributes:
         asked: the micro-batch of the step; None where none was to be taken.
         error: what ended the group, or a worker's step.
-        larger, smaller: budget and step of another micro-batch that was tried.
+        larger, smaller: another micro-batch that was tried, and its step.
     """
 
     facts: tuple[Facts, ...]
@@ -43,7 +44,7 @@ class Answers:
     out_of_memory: bool = False
     entered_step: bool = False
     larger: tuple[int, Steps] | None = None
-    smaller: tuple[int, Steps] | None = None
+    smaller: tuple[Size, Steps] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +160,13 @@ def of(
     more = [_present(run, answers), *_looks(run, answers, plan)]
     if answers.asked is None:
         return _with_plan(replace(found, checks=(*found.checks, *more)), fitted=False)
-    size, taken = answers.asked, len(answers.step) == len(everybody)
+    first, answers = answers.asked, _of_auto(answers) if auto else answers
+    size, taken = answers.asked or first, len(answers.step) == len(everybody)
     # a larger one that failed only loses its own proposal
     error = None if taken else answers.error or "the step did not end"
     stepped = step.check_step(answers.step, error, workers=len(everybody))
+    if size.tokens < first.tokens:
+        stepped = replace(stepped, got=f"{stepped.got}; {first.tokens:,} tokens, the plan's, ran out of memory")
     more.append(replace(stepped, fix=_smaller(answers, stepped.fix)))
     if taken:
         more += _memory(run, answers, size, host_limit, plan)
@@ -170,6 +174,15 @@ def of(
     if taken and plan is not None and lengths is not None:
         found = _consequences(found, run, plan, lengths, answers, host_limit, usd_per_hour)
     return _with_plan(found, fitted=taken and all(check.ok for check in more))
+
+
+def _of_auto(answers: Answers) -> Answers:
+    """Where the recipe leaves the micro-batch open and the plan's ran out of memory, the half of it that ended well is
+    what the training will take, and what is judged.
+    """
+    if answers.smaller is None:
+        return answers
+    return replace(answers, asked=answers.smaller[0], step=answers.smaller[1], smaller=None)
 
 
 def _present(run: RunConfig, answers: Answers) -> Check:
@@ -218,7 +231,7 @@ def _memory(run: RunConfig, answers: Answers, size: Size, host_limit: int | None
 def _smaller(answers: Answers, fix: str) -> str:
     if answers.smaller is None:
         return fix
-    return f"train.micro_batch_tokens={answers.smaller[0]}: a worst-case step with it ended well; or {fix}"
+    return f"train.micro_batch_tokens={answers.smaller[0].tokens}: a worst-case step with it ended well; or {fix}"
 
 
 def _consequences(
@@ -233,16 +246,16 @@ def _consequences(
     assert answers.asked is not None, "a step was taken"
     size, count = answers.asked, len(answers.facts)
     peak = Peak(size.planned, max(measured.use.device for measured in answers.step.values()))
-    tried = frozenset({size.tokens} | ({answers.larger[0]} if answers.larger else set()))
-    sizes = micro_batch.sizes(run, plan.setup, lengths)
-    if answers.error is not None:  # of a larger one, since this one ended well
-        sizes = [other for other in sizes if other.tokens <= size.tokens]
+    capacity = memory.capacity(answers.facts, host_limit)
+    larger = answers.larger[0] if answers.larger and _held(answers.larger[1], capacity) else None
+    failed = answers.error is not None or (answers.larger is not None and larger is None)
     choice = micro_batch.outcome(
         run,
-        sizes,
-        memory.capacity(answers.facts, host_limit),
+        micro_batch.sizes(run, plan.setup, lengths),
+        capacity,
         peak,
-        tried=tried,
+        tried=frozenset({size.tokens} | ({larger} if larger else set())),
+        most=size.tokens if failed else None,  # a larger one failed, since this one ended well
         auto=found.auto,
     )
     sized = run.model_copy(update={"ray": run.ray.model_copy(update={"num_workers": count})})
@@ -258,6 +271,11 @@ def _consequences(
         floor=communication_floor(plan.setup, work, workers=count, nodes=nodes, network=answers.network, gpu=plan.gpu),
     )
     return replace(found, choice=choice, estimate=expected)
+
+
+def _held(found: Steps, capacity: int) -> bool:
+    """Whether every worker's step stayed within what it may take, with a finite loss."""
+    return all(measured.use.device <= capacity and math.isfinite(measured.loss) for measured in found.values())
 
 
 def _with_plan(found: Found, *, fitted: bool) -> Found:

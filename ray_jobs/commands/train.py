@@ -42,9 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         from ray_jobs.plan import refuse_what_cannot_fit
 
         refuse_what_cannot_fit(resolved, nodes, say=recipe.say)
-    return train_and_report(
-        resolved, with_report=not arguments.no_report, nodes=nodes, gate=joins and not arguments.force
-    )
+    return train_and_report(resolved, with_report=not arguments.no_report, nodes=nodes, force=arguments.force)
 
 
 def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
@@ -52,18 +50,18 @@ def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:
     from ray_jobs import auto
 
     try:
-        return auto.decided(resolved, nodes, fetch=False, say=recipe.say)
+        return auto.decided(resolved, nodes, fetch=False, say=recipe.say, force=True)
     except UserError as error:
         recipe.say(f"deepspeed stays auto for now: {error.got}")
         return resolved
 
 
-def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None, gate: bool = False) -> int:
+def train_and_report(resolved: object, *, with_report: bool, nodes: Options | None = None, force: bool = False) -> int:
     """The run and what follows it.
 
     Args:
         nodes: what the plan shall take the nodes for.
-        gate: refuse what by plan does not fit the nodes of the cluster that is joined.
+        force: start also what by plan does not fit the nodes that Ray has.
     """
     from fulltune import quiet
     from fulltune.config import RunConfig
@@ -80,14 +78,14 @@ def train_and_report(resolved: object, *, with_report: bool, nodes: Options | No
     *earlier, last = expand(resolved)
     try:
         with cluster.connected():
-            if gate:
-                refuse_what_cannot_fit(resolved, cluster.as_found(resolved.ray, nodes or USUAL), say=recipe.say)
+            if not force:
+                refuse_what_cannot_fit(resolved, cluster.with_gpu(resolved.ray, nodes or USUAL), say=recipe.say)
             for stage in earlier:
-                checkpoint = train(stage, arguments=sys.argv, nodes=nodes, say=recipe.say)
+                checkpoint = train(stage, arguments=sys.argv, nodes=nodes, force=force, say=recipe.say)
                 export.export_run(stage, checkpoint, stage.run_dir / lineage.EXPORT)
                 if stage.report is not None and with_report:
                     report.report(stage, checkpoint, say=recipe.say)
-            checkpoint = train(last, arguments=sys.argv, nodes=nodes, say=recipe.say)
+            checkpoint = train(last, arguments=sys.argv, nodes=nodes, force=force, say=recipe.say)
             if last.report is None or not with_report:
                 print(checkpoint)
                 return 0

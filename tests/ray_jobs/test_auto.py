@@ -6,9 +6,13 @@ import json
 
 import pytest
 
-from fulltune import config
+import deepspeed_configs
+from fulltune import checkpoint, config
+from fulltune.plan import search
+from fulltune.plan.planner import Options
 from fulltune.preflight import micro_batch
-from ray_jobs import auto, cli, recipes
+from ray_jobs import auto, cli, recipes, settled
+from ray_jobs.plan import refuse_what_cannot_fit
 from tasks.base import UserError
 
 
@@ -31,16 +35,43 @@ def test_the_choice_is_said_with_its_figures(tmp_path):
     assert "auto is zero3_hpz_7b: the fastest that fits, planned " in said[0]
 
 
+def begin(run, *, saved=True):
+    """As if a run with this configuration had started, and saved a step."""
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    (run.run_dir / "config.yaml").write_text(config.dump(run))
+    if saved:
+        (run.run_dir / checkpoint.FOLDER / checkpoint.name(7)).mkdir(parents=True)
+
+
 def test_a_run_keeps_what_it_began_with(tmp_path):
-    run = recipe(tmp_path, "ray.accelerator_type=H100")
-    first = auto.decided(run, fetch=False, say=print)
+    first = auto.decided(recipe(tmp_path, "ray.accelerator_type=H100"), fetch=False, say=print)
     assert first.deepspeed == "zero1_7b"
-    run.run_dir.mkdir(parents=True)
-    (run.run_dir / "config.yaml").write_text(config.dump(first))
+    begin(first)
     said = []
     again = auto.decided(recipe(tmp_path), fetch=False, say=said.append)  # on other GPUs now
     assert again.deepspeed == "zero1_7b"
     assert said == ["deepspeed: zero1_7b, chosen when the run began"]
+    with pytest.raises(UserError, match="needs 35"):  # and the gate judges what would go on
+        refuse_what_cannot_fit(recipe(tmp_path), say=print)
+
+
+def test_a_first_attempt_that_never_saved_binds_nothing(tmp_path):
+    begin(auto.decided(recipe(tmp_path, "ray.accelerator_type=H100"), fetch=False, say=print), saved=False)
+    assert auto.decided(recipe(tmp_path), fetch=False, say=print).deepspeed == "zero3_hpz_7b"
+
+
+def test_hpz_gives_way_where_the_number_of_workers_changed(tmp_path):
+    begin(auto.decided(recipe(tmp_path), fetch=False, say=print))
+    fewer = auto.decided(recipe(tmp_path, "ray.num_workers=12"), fetch=False, say=print)
+    assert fewer.deepspeed == "zero3_7b"
+
+
+def test_what_cannot_fit_the_nodes_is_refused_unless_forced(tmp_path):
+    run, small = recipe(tmp_path, "ray.num_workers=1"), Options(host_memory=60 * 2**30)
+    with pytest.raises(UserError, match="host memory per node"):
+        auto.decided(run, small, fetch=False, say=print)
+    forced = auto.decided(run, small, fetch=False, say=print, force=True)
+    assert forced.deepspeed in deepspeed_configs.names()
 
 
 def test_a_named_file_is_not_touched(tmp_path):
@@ -77,10 +108,11 @@ def test_an_open_micro_batch_is_said_and_kept_by_the_run(tmp_path):
     budget = first.train.micro_batch_tokens
     assert budget >= run.data.max_length
     assert said[1].startswith(f"train.micro_batch_tokens: auto is {budget:,} by plan, ")
-    run.run_dir.mkdir(parents=True)
-    (run.run_dir / "config.yaml").write_text(config.dump(first).replace(str(budget), "777"))
+    begin(search.with_budget(first, 777))
     assert auto.decided(run, fetch=False, say=said.append).train.micro_batch_tokens == 777
     assert said[-1] == "train.micro_batch_tokens: 777, as the run began"
+    longer = auto.decided(recipe(tmp_path, OPEN, "data.max_length=700"), fetch=False, say=print)
+    assert longer.train.micro_batch_tokens != 777, "which was made for shorter rows"
 
 
 def test_a_preflight_corrects_it_where_it_was_of_this_configuration(tmp_path):
@@ -88,11 +120,11 @@ def test_a_preflight_corrects_it_where_it_was_of_this_configuration(tmp_path):
     chosen = auto.decided(run, fetch=False, say=print)
     record = {"micro_batch": {"chosen": 512, "made_for": micro_batch.made_for(chosen)}}
     run.run_dir.mkdir(parents=True)
-    (run.run_dir / auto.PREFLIGHT).write_text(json.dumps(record))
+    (run.run_dir / settled.PREFLIGHT).write_text(json.dumps(record))
     said = []
     assert auto.decided(run, fetch=False, say=said.append).train.micro_batch_tokens == 512
     assert said[-1] == "train.micro_batch_tokens: 512, as the preflight corrected it"
-    (run.run_dir / "config.yaml").write_text(config.dump(chosen))
+    begin(chosen)
     assert auto.decided(run, fetch=False, say=print).train.micro_batch_tokens == 512, "also of a run that has begun"
     other = recipe(tmp_path, OPEN, "ray.num_workers=32")
     assert auto.decided(other, fetch=False, say=said.append).train.micro_batch_tokens != 512

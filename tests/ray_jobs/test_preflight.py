@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
 import time
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ import pytest
 
 from fulltune import config
 from fulltune.preflight import storage
-from ray_jobs import auto, cli, cluster, preflight, recipes
+from ray_jobs import auto, cli, cluster, preflight, recipes, settled
 from ray_jobs.preflight import Options
 from ray_jobs.preflight_worker import Findings
+from tasks.base import UserError
 
 # the demo, shrunk; a budget of one example, so that a larger one saves passes
 SHRUNK = (
@@ -46,10 +48,11 @@ def full_disk(monkeypatch):
 def ground():
     """ground(*overrides): the part before the workers start."""
 
-    def look(*overrides):
-        run = config.load(recipes.path("demo"), [*SHRUNK, *overrides])
+    def look(*overrides, seconds=120):
+        run, found = config.load(recipes.path("demo"), [*SHRUNK, *overrides]), preflight._Ground()
         with contextlib.ExitStack() as stack:
-            return preflight._ground(run, Options(timeout_s=120), stack, say=print)
+            preflight._look(found, run, Options(timeout_s=seconds), stack, say=print)
+        return found
 
     return look
 
@@ -86,6 +89,23 @@ def test_storage_that_cannot_be_written_is_named(ground, tmp_path):
     assert stopped(found.checks) == ["storage"]
     assert found.mark is None
     assert found.model is None
+
+
+def test_a_mount_that_hangs_is_given_up(ground, tmp_path, monkeypatch):
+    hanging = threading.Event()
+    monkeypatch.setattr(storage, "marked", lambda _: hanging.wait(60))
+    monkeypatch.setattr(preflight, "known", refuse)
+    begun = time.monotonic()
+    found = ground(f"ray.storage_path={tmp_path}", seconds=0.5)
+    hanging.set()
+    assert time.monotonic() - begun < 30
+    assert found.mark is None
+    assert "storage" in stopped(found.checks)
+    assert "nothing within" in found.checks[0].got
+
+
+def refuse(*_, **__):
+    raise UserError(got="no data", wanted="data", fix="get some")
 
 
 def test_a_full_disk_is_named_and_not_filled_further(ground, tmp_path, full_disk):
@@ -179,7 +199,7 @@ def test_two_workers_are_a_go(ask, tmp_path):
     assert choice["tried"] is True
     assert choice["override"] == f"train.micro_batch_tokens={choice['chosen']}"
     assert found["estimate"]["hours"] > 0
-    assert json.loads((tmp_path / "demo" / auto.PREFLIGHT).read_text()) == found
+    assert json.loads((tmp_path / "demo" / settled.PREFLIGHT).read_text()) == found
     assert not (tmp_path / "demo" / storage.MARK).exists()
 
 
@@ -194,7 +214,7 @@ def test_what_is_left_to_auto_is_tried_and_the_training_takes_it(ask, tmp_path):
     assert choice["recipe"] == choice["planned"], "the plan's"
     assert {row["timing"]["tokens"] for row in found["step"]} == {choice["recipe"]}
     choice["chosen"] //= 2  # as if it had measured more than was planned
-    (tmp_path / "demo" / auto.PREFLIGHT).write_text(json.dumps(found))
+    (tmp_path / "demo" / settled.PREFLIGHT).write_text(json.dumps(found))
     overrides = [*SHRUNK, "train.micro_batch_tokens=auto", "deepspeed=auto", f"ray.storage_path={tmp_path}"]
     run = auto.decided(config.load(recipes.path("demo"), overrides), fetch=False, say=print)
     assert (run.deepspeed, run.train.micro_batch_tokens) == ("zero2", choice["chosen"])

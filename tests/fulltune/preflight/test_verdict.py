@@ -38,13 +38,13 @@ def told(worker):
 def judge(recipe, plan_of, lengths):
     """judge(told, ...): the outcome for a recipe of 1,600 tokens per micro-batch."""
 
-    def of(told, doing=None, error=None, host_limit=None, plan=None):
+    def of(told, doing=None, error=None, host_limit=None, plan=None, smaller=None, auto=False):
         run = recipe(micro_batch_tokens=1600)
         plan = plan or plan_of(run)
         size = next(size for size in micro_batch.sizes(run, plan.setup, lengths) if size.tokens == 1600)
-        answers = verdict.answers(told, doing or {}, error, size)
+        answers = replace(verdict.answers(told, doing or {}, error, size), smaller=smaller)
         first = [Check("storage", True, "can be written")]
-        return verdict.of(run, first, [], answers, plan, lengths, host_limit=host_limit, usd_per_hour=None)
+        return verdict.of(run, first, [], answers, plan, lengths, host_limit=host_limit, usd_per_hour=None, auto=auto)
 
     return of
 
@@ -100,10 +100,31 @@ def test_a_smaller_micro_batch_that_ended_well_is_the_fix(judge, told, recipe, p
     measured = told.pop("step")
     size = micro_batch.sizes(run, plan_of(run).setup, lengths)[0]
     answers = verdict.answers(told, {0: "a step"}, "worker died: out of memory", size)
-    answers = replace(answers, smaller=(512, measured))
+    answers = replace(answers, smaller=(replace(size, tokens=512), measured))
     found = verdict.of(run, [], [], answers, plan_of(run), lengths, host_limit=None, usd_per_hour=None)
     (fix,) = [check.fix for check in found.checks if check.name == "worst-case step"]
     assert fix.startswith("train.micro_batch_tokens=512: a worst-case step with it ended well")
+
+
+def test_an_open_micro_batch_becomes_the_smaller_one_that_ended_well(judge, told, recipe, plan_of, lengths):
+    measured = told.pop("step")
+    sizes = micro_batch.sizes(recipe(micro_batch_tokens=1600), plan_of(recipe()).setup, lengths)
+    half = next(size for size in sizes if size.tokens == 512)
+    found = judge(told, {0: "a step"}, "worker died: out of memory", smaller=(half, measured), auto=True)
+    assert found.go
+    assert (found.choice.chosen, found.choice.tried, found.choice.override) == (512, True, None)
+    assert found.estimate is not None
+    (check,) = [check for check in found.checks if check.name == "worst-case step"]
+    assert "1,600 tokens, the plan's, ran out of memory" in check.got
+    assert "train takes it by itself (auto)" in report.text(found)
+
+
+@pytest.mark.parametrize("wrong", [{"use": Use(2**60, GIB)}, {"loss": float("nan")}])
+def test_a_larger_step_that_took_too_much_or_lost_its_loss_is_not_chosen(judge, told, wrong):
+    larger = replace(told["step"][0], **wrong)
+    found = judge(told | {"larger step": dict.fromkeys((0, 1), (4096, larger))})
+    assert found.go
+    assert (found.choice.chosen, found.choice.override) == (1600, None)
 
 
 def test_a_worker_that_was_killed_is_told_by_where_they_were(judge, told):
