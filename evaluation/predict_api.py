@@ -40,7 +40,7 @@ class ApiRequest:
 
     Attributes:
         label: name of the model in reports.
-        role: which row of a report it is ("base", "tuned", "other").
+        role: which row of a report it is ("base", "tuned", "other"); None leaves that to the words of the label.
         budget: of this predictions file, over all runs that worked on it.
         cache: folder of the ledger, which holds every answer ever paid for.
         price_file: prices that win over the built-in table.
@@ -56,7 +56,7 @@ class ApiRequest:
     shots: int = 0
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    role: str = "other"
+    role: str | None = None
     budget: Budget = Budget()
     concurrency: int = 4
     price_file: Path | None = None
@@ -113,6 +113,7 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         client = _client(request, ledger, client_options)
         facts |= {"run": run, "price": client.price.as_json() if client.price else None}
         seconds = float(before.get("seconds", 0.0))
+        before.pop("role", None)  # what it is now, or none
         prediction_file.write_meta(request.out, before | facts | {"seconds": seconds})
         request.out.touch()
         missing = {name: chat for name, chat in chats.items() if name not in done}
@@ -172,7 +173,8 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
     """What the report shows of how the answers were made."""
     names = {"label": request.label, "task": request.task.name, "split": request.split, "source": request.source}
     # a chat endpoint puts its own template around the task's natural prompt, as `prompt: chat` does here
-    row = {"shots": request.shots, "prompt": "chat", "model": request.endpoint.model, "role": request.role}
+    row = {"shots": request.shots, "prompt": "chat", "model": request.endpoint.model}
+    row |= {"role": request.role} if request.role else {}
     where = {"engine": "openai", "base_url": request.endpoint.public_url}
     return {**names, **row, **where, "identity": request.identity}
 

@@ -51,6 +51,7 @@ class Request:
         batch_tokens: of the keys and values that a worker holds at once, answers included.
         workers: actors, each holding a whole model.
         cache: where converted models are kept; None for a folder beside `out`.
+        role: which row of a report it is; None leaves that to the report, which goes by the words of the label.
         replace: predictions of another model or setting in `out` make room; otherwise they are refused.
     """
 
@@ -72,7 +73,7 @@ class Request:
     workers: int = 1
     cpus_per_worker: float = 1.0
     use_gpu: bool = False
-    role: Literal["base", "tuned", "other"] = "other"
+    role: Literal["base", "tuned", "other"] | None = None
     cache: Path | None = None
     replace: bool = False
 
@@ -160,8 +161,9 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
             _append(file, left)
         done |= {row["id"] for row in left}
     answer_journal.clear(request.out, keep_token=True)
-    names = ("label", "task", "split", "source", "shots", "prompt", "model", "role", "engine")
+    names = ("label", "task", "split", "source", "shots", "prompt", "model", "engine")
     facts = {name: getattr(request, name) for name in names}
+    facts |= {"role": request.role} if request.role else {}
     facts |= {"max_new_tokens": request.max_new_tokens or task.max_new_tokens}
     spent = {"seconds": before.get("seconds", 0.0), "workers": before.get("workers", request.workers)}
     spent |= {"batching": before["batching"]} if "batching" in before else {}

@@ -19,6 +19,8 @@ from scripted_server import Server, serve
 import tasks
 from evaluation import predict_api
 from evaluation.chat import Chat, endpoint
+from evaluation.compare import role_of
+from evaluation.comparison import Entry
 from evaluation.economy import usage
 from evaluation.ledger import Budget
 from evaluation.predict_api import ApiRequest, Outcome
@@ -288,3 +290,13 @@ def test_the_identity_names_all_that_decides_the_answers(tmp_path: Path) -> None
     body = Chat("x", TASK.max_new_tokens, TASK.baseline_stop).body(endpoint("openai:tiny", state.url))
     assert set(body) - {"messages"} <= set(found)
     assert {"task", "task_version", "task_options", "split", "source", "shots", "base_url"} <= set(found)
+
+
+def test_without_a_role_the_label_decides_and_files_with_one_go_on(tmp_path: Path) -> None:
+    with serve() as state:
+        wanted = request(state, tmp_path, label="tuned, served")
+        run(replace(wanted, role="other"))
+        assert meta(wanted)["role"] == "other"
+        run(wanted)
+        assert len(state.seen) == N
+    assert role_of(Entry(wanted.label, wanted.out, details=meta(wanted))) == "tuned"

@@ -9,6 +9,8 @@ import pytest
 
 import tasks
 from evaluation import answer_journal, prediction_file
+from evaluation.compare import role_of
+from evaluation.comparison import Entry
 from ray_jobs import predict
 from tasks.base import UserError
 from tasks.sources import load
@@ -149,3 +151,14 @@ def test_another_limit_of_tokens_is_another_setting_and_older_files_had_the_task
     assert predict._continue(make(), TASK, folder) == {"a"}
     with pytest.raises(UserError, match="max_new_tokens"):
         predict._continue(make(max_new_tokens=7), TASK, folder)
+
+
+def test_without_a_role_the_label_decides_which_row_of_a_report_it_is(request_for):
+    make, folder = request_for
+    begin(make(label="tuned"), folder, ["a"])
+    assert role_of(Entry("tuned", make().out, details=prediction_file.read_meta(make().out))) == "tuned"
+    prediction_file.write_meta(make().out, prediction_file.read_meta(make().out) | {"role": "other"})
+    assert predict._continue(make(), TASK, folder) == {"a"}, "files that older versions began go on"
+    assert "role" not in prediction_file.read_meta(make().out)
+    assert predict._continue(make(role="base"), TASK, folder) == {"a"}
+    assert prediction_file.read_meta(make().out)["role"] == "base"
