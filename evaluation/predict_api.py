@@ -120,8 +120,13 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
         started = time.perf_counter()
         lost: list[Unanswered] = []
+
+        def so_far(spent_s: float) -> dict[str, Any]:
+            return before | facts | {"seconds": round(seconds + spent_s, 2)}
+
+        keep_time = prediction_file.timekeeper(request.out, so_far)  # for a kill, which no `finally` sees
         try:
-            stopped = _ask(request, client, missing, _shared(chats, request.endpoint), lost)
+            stopped = _ask(request, client, missing, _shared(chats, request.endpoint), lost, keep_time)
         finally:
             rows = prediction_file.finish(request.out, [record.id for record in records])
             spent = {"seconds": round(seconds + time.perf_counter() - started, 2)}
@@ -180,7 +185,12 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
 
 
 def _ask(
-    request: ApiRequest, client: Client, missing: Mapping[str, Chat], shared: frozenset[str], lost: list[Unanswered]
+    request: ApiRequest,
+    client: Client,
+    missing: Mapping[str, Chat],
+    shared: frozenset[str],
+    lost: list[Unanswered],
+    keep_time: Callable[[], None],
 ) -> str | None:
     """Ask and write, one line per answer as it comes; returns why not everything was asked, if so."""
     with (
@@ -190,6 +200,7 @@ def _ask(
         try:
             for identity, outcome in client.ask_all(missing):
                 bar.update()
+                keep_time()
                 if isinstance(outcome, Unanswered):
                     lost.append(outcome)
                 else:

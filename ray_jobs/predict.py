@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fulltune.generate import Answer
 
 RESTARTS = 2  # of each actor
+WAKE_S = 5.0  # how long the driver waits for answers before it looks at the clock
 MOMENT_S = 0.2  # how long an actor with a journal gathers answers: sending each step's would slow a tiny model down
 
 
@@ -180,6 +181,12 @@ def _run(request: Request, folder: Path, missing: Sequence[Record], shots: Seque
     started = time.perf_counter()
     before = prediction_file.read_meta(request.out)
     pool = _Pool(request, folder, list(shots))
+
+    def facts(seconds: float) -> dict[str, Any]:
+        found = {"batching": pool.batching} if pool.batching else {}
+        return before | found | _spent(before, seconds, pool.workers)
+
+    keep_time = prediction_file.timekeeper(request.out, facts)  # for a kill, which no `finally` sees
     try:
         with (
             request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -188,11 +195,10 @@ def _run(request: Request, folder: Path, missing: Sequence[Record], shots: Seque
             for rows in pool.answers(missing):
                 _append(file, rows)
                 bar.update(len(rows))
+                keep_time()
     finally:
         pool.close()
-        facts = {"batching": pool.batching} if pool.batching else {}
-        spent = _spent(before, time.perf_counter() - started, pool.workers)
-        prediction_file.write_meta(request.out, before | facts | spent)
+        prediction_file.write_meta(request.out, facts(time.perf_counter() - started))
 
 
 def _spent(before: dict[str, Any], seconds: float, workers: int) -> dict[str, float]:
@@ -230,7 +236,7 @@ class _Pool:
     lives: int = 0
 
     def answers(self, missing: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
-        """Lines of the predictions file, as the actors finish them."""
+        """Lines of the predictions file, as the actors finish them; none every few seconds in which none come."""
         self.workers = min(self.request.workers, self._room(), len(missing))
         self.lives = RESTARTS * self.workers
         actors = [self._actor() for _ in range(self.workers)]
@@ -238,7 +244,10 @@ class _Pool:
         for number, actor in enumerate(actors):
             self._start(actor, missing[number :: self.workers])
         while self.shares:
-            ready, _ = ray.wait(list(self.shares), num_returns=1, fetch_local=True)
+            ready, _ = ray.wait(list(self.shares), num_returns=1, timeout=WAKE_S, fetch_local=True)
+            if not ready:
+                yield []
+                continue
             stream: Any = ready[0]  # a stream of references, which `ray.wait` is typed to return as a reference
             share = self.shares[stream]
             try:

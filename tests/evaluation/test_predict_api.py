@@ -17,7 +17,7 @@ import scripted_server as server
 from scripted_server import Server, serve
 
 import tasks
-from evaluation import predict_api
+from evaluation import predict_api, prediction_file
 from evaluation.chat import Chat, endpoint
 from evaluation.compare import role_of
 from evaluation.comparison import Entry
@@ -300,3 +300,18 @@ def test_without_a_role_the_label_decides_and_files_with_one_go_on(tmp_path: Pat
         run(wanted)
         assert len(state.seen) == N
     assert role_of(Entry(wanted.label, wanted.out, details=meta(wanted))) == "tuned"
+
+
+def test_the_time_of_a_killed_run_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on disk before the run ends is what a SIGKILL leaves."""
+    monkeypatch.setattr(prediction_file, "KEEP_TIME_S", 0.05)
+    left: list[float] = []
+
+    def look(handler: server.Handler, seen: server.Seen) -> None:
+        left.append(meta(wanted)["seconds"])
+        server.answer()(handler, seen)
+
+    with serve({N - 1: look}, server.slow(0.05)) as state:
+        wanted = request(state, tmp_path, concurrency=1)
+        run(wanted)
+    assert 0.05 <= left[0] <= meta(wanted)["seconds"]

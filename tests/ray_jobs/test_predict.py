@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -162,3 +163,46 @@ def test_without_a_role_the_label_decides_which_row_of_a_report_it_is(request_fo
     assert "role" not in prediction_file.read_meta(make().out)
     assert predict._continue(make(role="base"), TASK, folder) == {"a"}
     assert prediction_file.read_meta(make().out)["role"] == "base"
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: what is on disk when it is raised is all that is left."""
+
+
+@pytest.mark.parametrize("rows", [[{"id": "a", "completion": "x"}], []], ids=["an answer came", "none came"])
+def test_the_time_of_a_killed_run_is_counted(request_for, monkeypatch, rows):
+    make, folder = request_for
+    left = {}
+
+    class Pool:
+        workers, batching = 2, "continuous"
+
+        def __init__(self, *_):
+            pass
+
+        def answers(self, missing):
+            time.sleep(0.2)
+            yield rows
+            left.update(prediction_file.read_meta(make().out))
+            raise Killed
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(predict, "_Pool", Pool)
+    monkeypatch.setattr(prediction_file, "KEEP_TIME_S", 0.1)
+    for run in (1, 2):
+        predict._continue(make(), TASK, folder)
+        with pytest.raises(Killed):
+            predict._run(make(), folder, [], [])
+        prediction_file.write_meta(make().out, left)
+        assert 0.2 * run <= left["seconds"] < 0.2 * run + 5
+    assert (left["workers"], left["batching"]) == (2, "continuous")
+
+
+def test_the_time_spent_is_not_written_with_every_answer(tmp_path):
+    written = []
+    keep_time = prediction_file.timekeeper(tmp_path / "p.jsonl", lambda seconds: written.append(seconds) or {})
+    for _ in range(100):
+        keep_time()
+    assert written == []
