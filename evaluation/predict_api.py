@@ -94,8 +94,14 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         client_options: as in `baselines.Client` (policy, wait).
 
     Raises:
-        UserError: the file is another model's, the endpoint rejects the requests, or the ledger of the file is gone.
+        UserError: the file is another model's or in use by another run, the endpoint rejects the requests, or the
+            ledger of the file is gone.
     """
+    with prediction_file.only_run(request.out):  # two would each have the whole budget, and pay for the same questions
+        return _predict(request, say, client_options)
+
+
+def _predict(request: ApiRequest, say: Callable[[str], None], client_options: Mapping[str, Any]) -> Outcome:
     task = request.task
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     chats = _chats(request, records)

@@ -6,9 +6,11 @@ a torn last one is cut off. Lines of another model or setting are never continue
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,26 @@ KEEP_TIME_S = 5.0  # between two writes of the time spent: the most of it that a
 def meta_path(out: Path) -> Path:
     """Where the facts about `out` stand."""
     return out.with_name(f"{out.stem}.meta.json")
+
+
+@contextlib.contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Holds `out`, through a file beside it that stays. The kernel lets go when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.stem}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                got=f"{out} is in use by another run",
+                wanted="one run at a time per predictions file",
+                fix="wait for it, end it, or choose another --out",
+            ) from None
+        yield
 
 
 def read_meta(out: Path) -> dict[str, Any]:

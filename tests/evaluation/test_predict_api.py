@@ -315,3 +315,23 @@ def test_the_time_of_a_killed_run_is_counted(tmp_path: Path, monkeypatch: pytest
         wanted = request(state, tmp_path, concurrency=1)
         run(wanted)
     assert 0.05 <= left[0] <= meta(wanted)["seconds"]
+
+
+def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:
+    """Each would have the whole budget, and pay for the other's questions again."""
+    refused: list[str] = []
+
+    def second(handler: server.Handler, seen: server.Seen) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray_jobs.cli", *command(state, tmp_path)], capture_output=True, timeout=120
+        )
+        refused.append(f"{done.returncode} {done.stderr.decode()}")
+        server.answer()(handler, seen)
+
+    with serve({2: second}) as state:
+        wanted = request(state, tmp_path, budget=Budget(requests=N), concurrency=1)
+        assert run(wanted).complete
+        assert run(wanted).complete, "an ended run holds nothing"
+        assert len(state.seen) == N
+    assert refused[0].startswith("2 ")
+    assert "in use by another run" in refused[0]
