@@ -38,6 +38,9 @@ def add_readers(parser: argparse.ArgumentParser) -> None:
     for role, does in (("extractor", "finds the final answer"), ("judge", "grades answers by the task's rubric")):
         options.add_argument(f"--{role}", metavar="openai:NAME", help=f"a model that {does}")
         options.add_argument(f"--{role}-base-url", metavar="URL", help="of its API; default: OpenAI's own")
+        options.add_argument(
+            f"--{role}-max-new-tokens", type=int, metavar="N", help="of a reply, thinking included; default: the task's"
+        )
     options.add_argument("--judge-repeats", type=int, default=1, help="ask the judge so often; shows its agreement")
     options.add_argument("--judge-temperature", type=float, default=0.0, help="of the judge (0)")
     add_options(parser)
@@ -71,6 +74,7 @@ def _reader(arguments: argparse.Namespace, role: str, task: Task, ledger: Ledger
         label,
         price_file=arguments.prices,
         concurrency=arguments.concurrency,
+        max_new_tokens=getattr(arguments, f"{role}_max_new_tokens"),
         repeats=arguments.judge_repeats,
         temperature=arguments.judge_temperature,
     )
