@@ -124,6 +124,7 @@ def _predict(request: ApiRequest, say: Callable[[str], None], client_options: Ma
         request.out.touch()
         missing = {name: chat for name, chat in chats.items() if name not in done}
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
+        _say_cached(request, ledger, missing, say)
         started = time.perf_counter()
         lost: list[Unanswered] = []
 
@@ -141,6 +142,14 @@ def _predict(request: ApiRequest, say: Callable[[str], None], client_options: Ma
     have = sum(row.id in wanted for row in rows)
     warnings = (*_warnings(rows, request.endpoint), *_rejections(lost))
     return Outcome(have, _counts(lost), len(wanted) - have, stopped, warnings)
+
+
+def _say_cached(request: ApiRequest, ledger: Ledger, missing: Mapping[str, Chat], say: Callable[[str], None]) -> None:
+    """Which answers an earlier run got, and when: the same URL and name may have been another model then."""
+    dates = ledger.asked(chat.key(request.endpoint) for chat in missing.values())
+    if dates:
+        first, last = (f"{date[:16].replace('T', ' ')} UTC" for date in (dates[0], dates[-1]))
+        say(f"{request.label}: {len(dates)} answers from the cache, asked on {first} .. {last}")
 
 
 def _chats(request: ApiRequest, records: Sequence[Record]) -> dict[str, Chat]:

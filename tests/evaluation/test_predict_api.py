@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from evaluation.predict_api import ApiRequest, Outcome
 from evaluation.predictions import read_predictions
 from evaluation.retries import Policy
 from ray_jobs.cli import main
+from ray_jobs.commands import endpoints
 from tasks.base import Task, UserError
 from tasks.sources import load
 
@@ -335,3 +337,47 @@ def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_alive(tmp_p
         assert len(state.seen) == N
     assert refused[0].startswith("2 ")
     assert "in use by another run" in refused[0]
+
+
+def test_another_model_behind_the_same_local_url_answers_a_new_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "CACHE", tmp_path / "common")
+    with serve({}, server.answer(content="old")) as state:
+
+        def ask(name: str, *more: str) -> tuple[set[str], int, str]:
+            out = tmp_path / f"{name}.jsonl"
+            where = ["--model", "openai:tiny", "--base-url", state.url, "--out", str(out), "--limit", "3"]
+            assert main(["predict", "--task", "viggo", "--split", "test", *where, *more]) == 0
+            answers = {row.completion for row in read_predictions(out).by_id.values()}
+            return answers, len(state.seen), capsys.readouterr().err
+
+        assert "cache" not in ask("before")[2]
+        state.otherwise = server.answer(content="new")
+        assert ask("after")[:2] == ({"new"}, 6)
+        assert not (tmp_path / "common").exists()
+        (tmp_path / "after.jsonl").unlink()
+        answers, asked, said = ask("after")
+        assert (answers, asked) == ({"new"}, 6)
+        assert re.search(r"3 answers from the cache, asked on 20[-\d]+ [\d:]+ UTC \.\. 20[-\d]+ [\d:]+ UTC", said)
+        assert ask("begun", "--cache", str(tmp_path / "common"))[1] == 9
+        (tmp_path / "begun.jsonl").write_text("")
+        assert ask("begun")[1] == 9, "a file that was begun with the common cache goes on with it"
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.2:8000/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://10.1.2.3/v1", True),
+        ("http://192.168.0.7:8000/v1", True),
+        ("http://gpu-node-3:8000/v1", True),
+        ("http://gpu.cluster.local/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("http://8.8.8.8/v1", False),
+    ],
+)
+def test_private_addresses(url: str, private: bool) -> None:
+    assert endpoint("openai:tiny", url).private == private
