@@ -8,6 +8,7 @@ First piece of the API path: `chat` says what a request is and how a response is
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ OMITTABLE = ("temperature", "stop", "seed")  # not the limit of tokens: the budg
 _KEY_VERSION = 1  # of what `Chat.key` covers; another number forgets every cached answer
 _STOPS = 4  # as many as the protocol allows; the answer is cut at the others here
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")  # and all without a dot
 # OpenAI's own models refuse the old name for the limit, other servers do not know the new one.
 _NEW_LIMIT_HOSTS = ("api.openai.com", ".openai.azure.com")
 # What servers add to a name: date or number of a snapshot (2024-08-06, 20241022, 0613, 001) or of a preview
@@ -62,6 +64,14 @@ class Endpoint:
     @property
     def loopback(self) -> bool:
         return self.host in _LOOPBACK
+
+    @property
+    def private(self) -> bool:
+        """On this machine or in its network, where the same URL and name may soon be another model."""
+        try:
+            return not ipaddress.ip_address(self.host).is_global
+        except ValueError:
+            return "." not in self.host or self.host.endswith(_PRIVATE_NAMES)
 
     @property
     def public_url(self) -> str:

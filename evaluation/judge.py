@@ -53,8 +53,10 @@ class Reader:
     temperature: float = 0.0
 
 
-def judging(task: Task, client: Client, *, repeats: int = 1, temperature: float = 0.0) -> Reader:
-    """The judge of a task; UserError if the task declares no rubric."""
+def judging(
+    task: Task, client: Client, *, repeats: int = 1, temperature: float = 0.0, max_new_tokens: int | None = None
+) -> Reader:
+    """The judge of a task, by its limit unless another is given; UserError if the task declares no rubric."""
     rubric = task.rubric
     if rubric is None:
         raise UserError(got=f"a judge for task {task.name!r}", wanted="a task with a rubric", fix="leave out --judge")
@@ -67,7 +69,7 @@ def judging(task: Task, client: Client, *, repeats: int = 1, temperature: float 
         version=rubric.version,
         ask=rubric.prompt,
         value=lambda _, reply: rubric.read(reply),
-        max_tokens=rubric.max_new_tokens,
+        max_tokens=_limit(max_new_tokens, rubric.max_new_tokens),
         client=client,
         blank=rubric.blank,
         repeats=repeats,
@@ -75,8 +77,8 @@ def judging(task: Task, client: Client, *, repeats: int = 1, temperature: float 
     )
 
 
-def extracting(task: Task, client: Client) -> Reader:
-    """The extractor of a task; UserError if the task declares no extraction."""
+def extracting(task: Task, client: Client, *, max_new_tokens: int | None = None) -> Reader:
+    """The extractor of a task, by its limit unless another is given; UserError if the task declares no extraction."""
     extraction = task.extraction
     if extraction is None:
         raise UserError(
@@ -87,10 +89,18 @@ def extracting(task: Task, client: Client) -> Reader:
         version=extraction.version,
         ask=lambda _, completion: extraction.prompt(completion),
         value=extraction.score,
-        max_tokens=extraction.max_new_tokens,
+        max_tokens=_limit(max_new_tokens, extraction.max_new_tokens),
         client=client,
         blank=0.0,
     )
+
+
+def _limit(given: int | None, of_task: int) -> int:
+    if given is not None and given < 1:
+        raise UserError(
+            got=f"replies of {given} tokens", wanted="at least 1", fix=f"leave it out for the task's {of_task}"
+        )
+    return of_task if given is None else given
 
 
 @dataclass(frozen=True, slots=True)

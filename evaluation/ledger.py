@@ -14,7 +14,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +113,12 @@ class Ledger:
             return None
         fields = json.loads(row[0])
         return Reply(**fields | {"usage": Usage(**fields["usage"]) if fields["usage"] else None})
+
+    def asked(self, keys: Iterable[str]) -> list[str]:
+        """When those of the questions that have an answer here were asked, by whichever run, in order."""
+        with self._changed:
+            rows = [self._db.execute("SELECT asked FROM answers WHERE key = ?", (key,)).fetchone() for key in keys]
+        return sorted(row[0] for row in rows if row is not None)
 
     def begin(self, key: str, *, purpose: str, ceiling: int | None) -> int:
         """Open a call before its request is sent; returns its number.

@@ -40,7 +40,7 @@ class ApiRequest:
 
     Attributes:
         label: name of the model in reports.
-        role: which row of a report it is ("base", "tuned", "other").
+        role: which row of a report it is ("base", "tuned", "other"); None leaves that to the words of the label.
         budget: of this predictions file, over all runs that worked on it.
         cache: folder of the ledger, which holds every answer ever paid for.
         price_file: prices that win over the built-in table.
@@ -56,7 +56,7 @@ class ApiRequest:
     shots: int = 0
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    role: str = "other"
+    role: str | None = None
     budget: Budget = Budget()
     concurrency: int = 4
     price_file: Path | None = None
@@ -94,8 +94,14 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         client_options: as in `baselines.Client` (policy, wait).
 
     Raises:
-        UserError: the file is another model's, the endpoint rejects the requests, or the ledger of the file is gone.
+        UserError: the file is another model's or in use by another run, the endpoint rejects the requests, or the
+            ledger of the file is gone.
     """
+    with prediction_file.only_run(request.out):  # two would each have the whole budget, and pay for the same questions
+        return _predict(request, say, client_options)
+
+
+def _predict(request: ApiRequest, say: Callable[[str], None], client_options: Mapping[str, Any]) -> Outcome:
     task = request.task
     records = load(task, request.split, request.source, columns=dict(request.columns) or None, limit=request.limit)
     chats = _chats(request, records)
@@ -113,14 +119,21 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
         client = _client(request, ledger, client_options)
         facts |= {"run": run, "price": client.price.as_json() if client.price else None}
         seconds = float(before.get("seconds", 0.0))
+        before.pop("role", None)  # what it is now, or none
         prediction_file.write_meta(request.out, before | facts | {"seconds": seconds})
         request.out.touch()
         missing = {name: chat for name, chat in chats.items() if name not in done}
         say(f"{request.label}: {len(missing)} prompts" + (f" ({len(done)} answered before)" if done else ""))
+        _say_cached(request, ledger, missing, say)
         started = time.perf_counter()
         lost: list[Unanswered] = []
+
+        def so_far(spent_s: float) -> dict[str, Any]:
+            return before | facts | {"seconds": round(seconds + spent_s, 2)}
+
+        keep_time = prediction_file.timekeeper(request.out, so_far)  # for a kill, which no `finally` sees
         try:
-            stopped = _ask(request, client, missing, _shared(chats, request.endpoint), lost)
+            stopped = _ask(request, client, missing, _shared(chats, request.endpoint), lost, keep_time)
         finally:
             rows = prediction_file.finish(request.out, [record.id for record in records])
             spent = {"seconds": round(seconds + time.perf_counter() - started, 2)}
@@ -129,6 +142,14 @@ def predict(request: ApiRequest, *, say: Callable[[str], None], **client_options
     have = sum(row.id in wanted for row in rows)
     warnings = (*_warnings(rows, request.endpoint), *_rejections(lost))
     return Outcome(have, _counts(lost), len(wanted) - have, stopped, warnings)
+
+
+def _say_cached(request: ApiRequest, ledger: Ledger, missing: Mapping[str, Chat], say: Callable[[str], None]) -> None:
+    """Which answers an earlier run got, and when: the same URL and name may have been another model then."""
+    dates = ledger.asked(chat.key(request.endpoint) for chat in missing.values())
+    if dates:
+        first, last = (f"{date[:16].replace('T', ' ')} UTC" for date in (dates[0], dates[-1]))
+        say(f"{request.label}: {len(dates)} answers from the cache, asked on {first} .. {last}")
 
 
 def _chats(request: ApiRequest, records: Sequence[Record]) -> dict[str, Chat]:
@@ -172,13 +193,19 @@ def _facts(request: ApiRequest) -> dict[str, Any]:
     """What the report shows of how the answers were made."""
     names = {"label": request.label, "task": request.task.name, "split": request.split, "source": request.source}
     # a chat endpoint puts its own template around the task's natural prompt, as `prompt: chat` does here
-    row = {"shots": request.shots, "prompt": "chat", "model": request.endpoint.model, "role": request.role}
+    row = {"shots": request.shots, "prompt": "chat", "model": request.endpoint.model}
+    row |= {"role": request.role} if request.role else {}
     where = {"engine": "openai", "base_url": request.endpoint.public_url}
     return {**names, **row, **where, "identity": request.identity}
 
 
 def _ask(
-    request: ApiRequest, client: Client, missing: Mapping[str, Chat], shared: frozenset[str], lost: list[Unanswered]
+    request: ApiRequest,
+    client: Client,
+    missing: Mapping[str, Chat],
+    shared: frozenset[str],
+    lost: list[Unanswered],
+    keep_time: Callable[[], None],
 ) -> str | None:
     """Ask and write, one line per answer as it comes; returns why not everything was asked, if so."""
     with (
@@ -188,6 +215,7 @@ def _ask(
         try:
             for identity, outcome in client.ask_all(missing):
                 bar.update()
+                keep_time()
                 if isinstance(outcome, Unanswered):
                     lost.append(outcome)
                 else:

@@ -6,8 +6,11 @@ a torn last one is cut off. Lines of another model or setting are never continue
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,32 @@ from evaluation import jsonl
 from evaluation.predictions import Prediction, read_predictions, write_predictions
 from tasks.base import UserError
 
+KEEP_TIME_S = 5.0  # between two writes of the time spent: the most of it that a SIGKILL takes away
+
 
 def meta_path(out: Path) -> Path:
     """Where the facts about `out` stand."""
     return out.with_name(f"{out.stem}.meta.json")
+
+
+@contextlib.contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Holds `out`, through a file beside it that stays. The kernel lets go when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.stem}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                got=f"{out} is in use by another run",
+                wanted="one run at a time per predictions file",
+                fix="wait for it, end it, or choose another --out",
+            ) from None
+        yield
 
 
 def read_meta(out: Path) -> dict[str, Any]:
@@ -30,6 +55,20 @@ def read_meta(out: Path) -> dict[str, Any]:
 def write_meta(out: Path, facts: Mapping[str, Any]) -> None:
     """Replace the facts about `out`."""
     jsonl.write_text(meta_path(out), jsonl.dump(facts, indent=1) + "\n")
+
+
+def timekeeper(out: Path, facts: Callable[[float], Mapping[str, Any]]) -> Callable[[], None]:
+    """Call the result often: every few seconds it replaces the facts about `out` by `facts(seconds since now)`."""
+    started = written = time.perf_counter()
+
+    def keep() -> None:
+        nonlocal written
+        now = time.perf_counter()
+        if now - written >= KEEP_TIME_S:
+            write_meta(out, facts(now - started))
+            written = now
+
+    return keep
 
 
 def differing(facts: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:

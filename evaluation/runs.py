@@ -24,6 +24,7 @@ from tasks import sources
 from tasks.base import Record, Task, UserError
 
 _SHARED = ("task", "split", "source")  # what all rows of one report must agree on
+_SETTINGS = {"task_options": "task", "columns": "source"}  # also, and what each of them is a setting of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Inputs:
     Attributes:
         entries: rows for `compare`, labels unique.
         task, split, source: as the folders say; None where they do not.
+        task_options, columns: of that task and that source, as the run folders say.
         loss_curve: logged steps of the last run folder that has any.
         provenance: of every run folder, by its name when there are several.
         leaks: of all run folders that have a leaks.json.
@@ -42,6 +44,8 @@ class Inputs:
     task: str | None = None
     split: str | None = None
     source: str | None = None
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     loss_curve: tuple[Mapping[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     leaks: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +78,8 @@ def compare_paths(
 ) -> dict[str, Any]:
     """`fulltune compare`: resolve the paths, load the references, compare; returns the content of results.json.
 
-    What is not given is taken from the folders; without a split there either it is "test". `leaks` is a JSON object
+    What is not given is taken from the folders, the column map of a source too; without a split there either it is
+    "test". `leaks` is a JSON object
     of record ids with reasons, `usd_per_worker_hour` the price of a worker of training and prediction, `readers` gives
     the judge and the extractor once the task is known.
 
@@ -85,7 +90,7 @@ def compare_paths(
     name = inputs.task
     if name is None:
         raise UserError(got="predictions that do not say their task", wanted="a task", fix="pass --task")
-    spec = TaskSpec(name, dict(task_options or {}))
+    spec = TaskSpec(name, dict(inputs.task_options if task_options is None else task_options))
     plugin = spec.load()
     records, origin, part = _references(plugin, inputs, references)
     return compare(
@@ -119,7 +124,7 @@ def _references(task: Task, inputs: Inputs, references: Path | None) -> tuple[Se
             fix="pass --references FILE, or --source bundled|hub|PATH",
         )
     split = inputs.split or "test"
-    return sources.load(task, split, inputs.source), inputs.source, split
+    return sources.load(task, split, inputs.source, columns=inputs.columns or None), inputs.source, split
 
 
 def resolve(
@@ -149,8 +154,29 @@ def resolve(
         loss_curve=tuple(curves[-1]) if curves else (),
         provenance=_provenance(runs),
         leaks={name: why for run in runs for name, why in read_leaks(run / "leaks.json", required=False).items()},
+        task_options=_setting("task_options", found, task, shared["task"]),
+        columns=_setting("columns", found, source, shared["source"]),
         **shared,
     )
+
+
+def _setting(name: str, found: Sequence[_Found], said: str | None, agreed: str | None) -> dict[str, Any]:
+    """What the run folders say of a task's options or a source's columns; nothing of a task or source of others.
+
+    A user who names the task or the source gets it plain where the folders disagree.
+    """
+    of = _SETTINGS[name]
+    values: list[dict[str, Any]] = []
+    for row in found:
+        if name in row.facts and row.facts.get(of) == agreed and row.facts[name] not in values:
+            values.append(row.facts[name])
+    if len(values) > 1 and said is None:
+        raise UserError(
+            got=f"predictions with different {name}: {' and '.join(map(str, values))}",
+            wanted="one setting: rows of a report answer the same records",
+            fix=f"compare them apart, or pass --{of} for its defaults",
+        )
+    return values[0] if len(values) == 1 else {}
 
 
 def _agreed(name: str, found: Sequence[_Found]) -> str | None:
@@ -214,7 +240,9 @@ def _row(file: Path, *, group: str, defaults: Mapping[str, Any]) -> _Found:
     meta = jsonl.read_object(beside) if beside.is_file() else {}
     details = {name: value for name, value in meta.items() if name not in (*_SHARED, "label", "note")}
     entry = Entry(str(meta.get("label", file.stem)), file, note=str(meta.get("note", "")), details=details)
-    return _Found(entry, group, {**defaults, **{name: meta[name] for name in _SHARED if meta.get(name)}})
+    facts = {**defaults, **{name: meta[name] for name in _SHARED if meta.get(name)}}
+    foreign = {name for name, of in _SETTINGS.items() if facts.get(of) != defaults.get(of)}
+    return _Found(entry, group, {name: value for name, value in facts.items() if name not in foreign})
 
 
 def _scored(folder: Path) -> _Found:
@@ -225,12 +253,14 @@ def _scored(folder: Path) -> _Found:
 
 
 def _config_facts(run: Path) -> dict[str, Any]:
-    """Task and source of a run's config.yaml; predictions that say otherwise win."""
+    """Task and source of a run's config.yaml with their settings; predictions that say otherwise win."""
     config = read_config(run)
     data = config.get("data")
-    source = data.get("source") if isinstance(data, Mapping) else None
-    facts = {"task": config.get("task"), "source": source}
-    return {name: value for name, value in facts.items() if isinstance(value, str)}
+    data = data if isinstance(data, Mapping) else {}
+    named = {"task": config.get("task"), "source": data.get("source")}
+    settings = {"task_options": config.get("task_options"), "columns": data.get("columns")}
+    facts = {name: value for name, value in named.items() if isinstance(value, str)}
+    return facts | {name: dict(value or {}) for name, value in settings.items() if isinstance(value, Mapping | None)}
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class BenchmarkModel(Section):
     model: str | dict[str, str] = Field(
         description="folder, run folder with an export, hub id, or openai:NAME; or one of these per task it answers"
     )
-    role: Literal["base", "tuned", "other"] = "other"
+    role: Literal["base", "tuned", "other"] | None = Field(None, description="default: words of the label decide")
     revision: str | None = None
     shots: int = Field(0, ge=0)
     prompt: PromptStyle | None = Field(None, description="default: structured if the model knows the task's tokens")
@@ -226,7 +226,7 @@ def _entry(asked: _Question) -> Entry:
         made = runs.training_facts(Path(asked.source).expanduser())
     meta = prediction_file.read_meta(asked.out)
     note = f"{model.shots} shots, {meta.get('prompt', 'natural')} prompt"
-    return Entry(model.label, asked.out, note=note, details=made | meta | {"role": model.role})
+    return Entry(model.label, asked.out, note=note, details=made | meta)
 
 
 def _request(asked: _Question) -> Request:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fulltune.generate import Answer
 
 RESTARTS = 2  # of each actor
+WAKE_S = 5.0  # how long the driver waits for answers before it looks at the clock
 MOMENT_S = 0.2  # how long an actor with a journal gathers answers: sending each step's would slow a tiny model down
 
 
@@ -51,6 +52,7 @@ class Request:
         batch_tokens: of the keys and values that a worker holds at once, answers included.
         workers: actors, each holding a whole model.
         cache: where converted models are kept; None for a folder beside `out`.
+        role: which row of a report it is; None leaves that to the report, which goes by the words of the label.
         replace: predictions of another model or setting in `out` make room; otherwise they are refused.
     """
 
@@ -72,7 +74,7 @@ class Request:
     workers: int = 1
     cpus_per_worker: float = 1.0
     use_gpu: bool = False
-    role: Literal["base", "tuned", "other"] = "other"
+    role: Literal["base", "tuned", "other"] | None = None
     cache: Path | None = None
     replace: bool = False
 
@@ -160,8 +162,9 @@ def _continue(request: Request, task: Task, folder: Path) -> set[str]:
             _append(file, left)
         done |= {row["id"] for row in left}
     answer_journal.clear(request.out, keep_token=True)
-    names = ("label", "task", "split", "source", "shots", "prompt", "model", "role", "engine")
+    names = ("label", "task", "split", "source", "shots", "prompt", "model", "engine")
     facts = {name: getattr(request, name) for name in names}
+    facts |= {"role": request.role} if request.role else {}
     facts |= {"max_new_tokens": request.max_new_tokens or task.max_new_tokens}
     spent = {"seconds": before.get("seconds", 0.0), "workers": before.get("workers", request.workers)}
     spent |= {"batching": before["batching"]} if "batching" in before else {}
@@ -178,6 +181,12 @@ def _run(request: Request, folder: Path, missing: Sequence[Record], shots: Seque
     started = time.perf_counter()
     before = prediction_file.read_meta(request.out)
     pool = _Pool(request, folder, list(shots))
+
+    def facts(seconds: float) -> dict[str, Any]:
+        found = {"batching": pool.batching} if pool.batching else {}
+        return before | found | _spent(before, seconds, pool.workers)
+
+    keep_time = prediction_file.timekeeper(request.out, facts)  # for a kill, which no `finally` sees
     try:
         with (
             request.out.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -186,11 +195,10 @@ def _run(request: Request, folder: Path, missing: Sequence[Record], shots: Seque
             for rows in pool.answers(missing):
                 _append(file, rows)
                 bar.update(len(rows))
+                keep_time()
     finally:
         pool.close()
-        facts = {"batching": pool.batching} if pool.batching else {}
-        spent = _spent(before, time.perf_counter() - started, pool.workers)
-        prediction_file.write_meta(request.out, before | facts | spent)
+        prediction_file.write_meta(request.out, facts(time.perf_counter() - started))
 
 
 def _spent(before: dict[str, Any], seconds: float, workers: int) -> dict[str, float]:
@@ -228,7 +236,7 @@ class _Pool:
     lives: int = 0
 
     def answers(self, missing: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
-        """Lines of the predictions file, as the actors finish them."""
+        """Lines of the predictions file, as the actors finish them; none every few seconds in which none come."""
         self.workers = min(self.request.workers, self._room(), len(missing))
         self.lives = RESTARTS * self.workers
         actors = [self._actor() for _ in range(self.workers)]
@@ -236,7 +244,10 @@ class _Pool:
         for number, actor in enumerate(actors):
             self._start(actor, missing[number :: self.workers])
         while self.shares:
-            ready, _ = ray.wait(list(self.shares), num_returns=1, fetch_local=True)
+            ready, _ = ray.wait(list(self.shares), num_returns=1, timeout=WAKE_S, fetch_local=True)
+            if not ready:
+                yield []
+                continue
             stream: Any = ready[0]  # a stream of references, which `ray.wait` is typed to return as a reference
             share = self.shares[stream]
             try:

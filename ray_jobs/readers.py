@@ -31,6 +31,9 @@ class ReaderModel(Section):
     omit: tuple[str, ...] = Field((), description="parameters that the endpoint does not take")
     budget_usd: float | None = Field(None, ge=0, description="per task")
     max_requests: int | None = Field(None, ge=0, description="per task")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="of a reply, thinking included, in place of the task's: for models that think first"
+    )
     concurrency: int = Field(4, ge=1)
     timeout_s: float = Field(120.0, gt=0, description="of one request, from sending to the last byte")
     api_key_env: str = "OPENAI_API_KEY"
@@ -46,7 +49,8 @@ class ReaderModel(Section):
     @property
     def asking(self) -> dict[str, Any]:
         """How it is asked."""
-        return {"concurrency": self.concurrency, "repeats": self.repeats, "temperature": self.temperature}
+        judging = {"repeats": self.repeats, "temperature": self.temperature}
+        return {"concurrency": self.concurrency, "max_new_tokens": self.max_new_tokens, **judging}
 
     @property
     def budget(self) -> Budget:
@@ -85,6 +89,7 @@ def reader(
     *,
     price_file: Path | None,
     concurrency: int,
+    max_new_tokens: int | None = None,
     repeats: int = 1,
     temperature: float = 0.0,
 ) -> Reader:
@@ -92,5 +97,5 @@ def reader(
     price = prices.find(endpoint, price_file)
     client = connect(endpoint, price, ledger, purpose=f"{role}: {label}", concurrency=concurrency)
     if role == "extractor":
-        return judge.extracting(task, client)
-    return judge.judging(task, client, repeats=repeats, temperature=temperature)
+        return judge.extracting(task, client, max_new_tokens=max_new_tokens)
+    return judge.judging(task, client, repeats=repeats, temperature=temperature, max_new_tokens=max_new_tokens)

@@ -128,7 +128,8 @@ def _api_entry(run: RunConfig, task: Task, row: ReportModel, say: Callable[[str]
         limit=run.report.limit,
     )
     keys = row.model_dump(include=API_KEYS)
-    model = benchmark.BenchmarkModel(label=_label(row), model=row.model, shots=row.shots, prompt=row.prompt, **keys)
+    asked = {"model": row.model, "shots": row.shots, "prompt": row.prompt, "role": "other"}  # whatever its label says
+    model = benchmark.BenchmarkModel(label=_label(row), **asked, **keys)
     whole = benchmark.Benchmark(
         name=str(run.ray.name), tasks=(part,), models=(model,), out=run.ray.storage_path, prices=run.report.prices
     )

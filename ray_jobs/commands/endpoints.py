@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evaluation.ledger import Budget, Ledger
 
 CACHE = Path.home() / ".cache" / "fulltune" / "api"
+OWN_CACHE = "of `predict` and a model in this network, .OUT.api beside OUT"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--timeout-s", type=float, default=120.0, help="of one request (120)")
     options.add_argument("--api-key-env", default="OPENAI_API_KEY", help="variable with the key (OPENAI_API_KEY)")
     options.add_argument("--omit", default="", help="parameters that the model does not take: temperature,stop,seed")
-    options.add_argument("--cache", type=Path, default=CACHE, help=f"folder of answers and ledger ({CACHE})")
+    options.add_argument("--cache", type=Path, help=f"folder of answers and ledger ({CACHE}; {OWN_CACHE})")
     options.add_argument("--prices", type=Path, help="YAML or JSON {model: {input, output}} in USD per million tokens")
 
 
@@ -38,6 +39,9 @@ def add_readers(parser: argparse.ArgumentParser) -> None:
     for role, does in (("extractor", "finds the final answer"), ("judge", "grades answers by the task's rubric")):
         options.add_argument(f"--{role}", metavar="openai:NAME", help=f"a model that {does}")
         options.add_argument(f"--{role}-base-url", metavar="URL", help="of its API; default: OpenAI's own")
+        options.add_argument(
+            f"--{role}-max-new-tokens", type=int, metavar="N", help="of a reply, thinking included; default: the task's"
+        )
     options.add_argument("--judge-repeats", type=int, default=1, help="ask the judge so often; shows its agreement")
     options.add_argument("--judge-temperature", type=float, default=0.0, help="of the judge (0)")
     add_options(parser)
@@ -52,7 +56,7 @@ def readers(arguments: argparse.Namespace) -> Iterator[Callable[[Task], Callable
         return
     from evaluation.ledger import Ledger
 
-    ledger = Ledger(arguments.cache, str(uuid.uuid4()), budget(arguments))
+    ledger = Ledger(arguments.cache or CACHE, str(uuid.uuid4()), budget(arguments))
     try:
         yield lambda task: lambda label: [_reader(arguments, role, task, ledger, label) for role in roles]
     finally:
@@ -71,9 +75,25 @@ def _reader(arguments: argparse.Namespace, role: str, task: Task, ledger: Ledger
         label,
         price_file=arguments.prices,
         concurrency=arguments.concurrency,
+        max_new_tokens=getattr(arguments, f"{role}_max_new_tokens"),
         repeats=arguments.judge_repeats,
         temperature=arguments.judge_temperature,
     )
+
+
+def cache_of(arguments: argparse.Namespace, where: Endpoint, out: Path) -> Path:
+    """The folder of answers for a predictions file.
+
+    A model served in this network gets one for this file alone: what answers at the same URL under the same name is
+    another model after the next training. A file that was begun with the common folder goes on with it.
+    """
+    from evaluation import prediction_file
+
+    own = out.with_name(f".{out.stem}.api")
+    if arguments.cache is not None:
+        return Path(arguments.cache)
+    begun_elsewhere = not own.exists() and out.exists() and prediction_file.read_meta(out).get("calls")
+    return own if where.private and not begun_elsewhere else CACHE
 
 
 def endpoint(arguments: argparse.Namespace, model: str, base_url: str | None) -> Endpoint:

@@ -84,17 +84,19 @@ def _run_api(arguments: argparse.Namespace) -> int:
             fix="leave --prompt out, or predict with the model's folder",
         )
     task = tasks.get(arguments.task)
+    out = arguments.out.absolute()
+    endpoint = endpoints.endpoint(arguments, arguments.model, arguments.base_url)
     request = ApiRequest(
         task=replace(task, max_new_tokens=arguments.max_new_tokens or task.max_new_tokens),
         split=arguments.split,
         source=arguments.source,
-        endpoint=endpoints.endpoint(arguments, arguments.model, arguments.base_url),
-        out=arguments.out.absolute(),
+        endpoint=endpoint,
+        out=out,
         label=arguments.label or arguments.out.stem,
         shots=arguments.shots,
         limit=arguments.limit,
         budget=endpoints.budget(arguments),
-        cache=arguments.cache,
+        cache=endpoints.cache_of(arguments, endpoint, out),
         concurrency=arguments.concurrency,
         price_file=arguments.prices,
     )

@@ -23,6 +23,7 @@ from evaluation.predictions import Prediction, Predictions, write_predictions
 from evaluation.retries import Policy
 from evaluation.score import Scores, score, write_scores
 from ray_jobs.cli import main
+from ray_jobs.readers import ReaderModel, readers
 from tasks.base import Completion, Record, Rubric, Task, UserError
 from tasks.grades import question
 from tasks.sources import load
@@ -311,3 +312,34 @@ def test_compare_extracts_for_every_row_under_one_budget(
     assert [fact["calls"] for fact in facts] == [4, 2], "each row's own calls"
     assert [fact["failures"] for fact in facts] == [{}, {NOT_ASKED: 2}]
     assert "llm_extracted" in (tmp_path / "out" / "report.html").read_text()
+
+
+def _counts_thoughts(handler: server.Handler, seen: server.Seen) -> None:
+    """A model that thinks for 500 tokens before it says a word."""
+    cut = seen.body["max_tokens"] < 500
+    server.answer(content="" if cut else "42", finish_reason="length" if cut else "stop")(handler, seen)
+
+
+def test_a_model_that_thinks_first_gets_room_on_the_command_line(
+    gsm8k_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    references, predictions = gsm8k_files
+    base = ["score", "--task", "gsm8k", "--references", str(references), "--predictions", str(predictions), "--json"]
+    with serve({}, _counts_thoughts) as state:
+        base += ["--extractor", "openai:tiny", "--extractor-base-url", state.url, "--cache", str(tmp_path / "cache")]
+        for more, limit, failures in (([], 64, {"truncated": 4}), (["--extractor-max-new-tokens", "900"], 900, {})):
+            assert main([*base, *more]) == 0
+            assert json.loads(capsys.readouterr().out)["assisted"]["llm_extracted"]["failures"] == failures
+            assert {seen.body["max_tokens"] for seen in state.seen[-4:]} == {limit}
+        assert len(state.seen) == 8
+        assert main([*base, "--extractor-max-new-tokens", "0"]) == 2
+
+
+@pytest.mark.parametrize(("given", "limits"), [({}, (64, 512)), ({"max_new_tokens": 9}, (9, 9))])
+def test_room_for_thinking_is_a_key_of_readers_and_without_it_questions_are_what_they_were(
+    tmp_path: Path, given: dict[str, int], limits: tuple[int, int]
+) -> None:
+    model = ReaderModel(model="openai:tiny", base_url="http://127.0.0.1:9/v1", **given)
+    task = replace(GSM8K, rubric=RUBRIC)
+    with readers({"extractor": model, "judge": model}, task, tmp_path, None) as found:
+        assert tuple(reader.max_tokens for reader in found("row")) == limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,14 +18,17 @@ import scripted_server as server
 from scripted_server import Server, serve
 
 import tasks
-from evaluation import predict_api
+from evaluation import predict_api, prediction_file
 from evaluation.chat import Chat, endpoint
+from evaluation.compare import role_of
+from evaluation.comparison import Entry
 from evaluation.economy import usage
 from evaluation.ledger import Budget
 from evaluation.predict_api import ApiRequest, Outcome
 from evaluation.predictions import read_predictions
 from evaluation.retries import Policy
 from ray_jobs.cli import main
+from ray_jobs.commands import endpoints
 from tasks.base import Task, UserError
 from tasks.sources import load
 
@@ -288,3 +292,92 @@ def test_the_identity_names_all_that_decides_the_answers(tmp_path: Path) -> None
     body = Chat("x", TASK.max_new_tokens, TASK.baseline_stop).body(endpoint("openai:tiny", state.url))
     assert set(body) - {"messages"} <= set(found)
     assert {"task", "task_version", "task_options", "split", "source", "shots", "base_url"} <= set(found)
+
+
+def test_without_a_role_the_label_decides_and_files_with_one_go_on(tmp_path: Path) -> None:
+    with serve() as state:
+        wanted = request(state, tmp_path, label="tuned, served")
+        run(replace(wanted, role="other"))
+        assert meta(wanted)["role"] == "other"
+        run(wanted)
+        assert len(state.seen) == N
+    assert role_of(Entry(wanted.label, wanted.out, details=meta(wanted))) == "tuned"
+
+
+def test_the_time_of_a_killed_run_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on disk before the run ends is what a SIGKILL leaves."""
+    monkeypatch.setattr(prediction_file, "KEEP_TIME_S", 0.05)
+    left: list[float] = []
+
+    def look(handler: server.Handler, seen: server.Seen) -> None:
+        left.append(meta(wanted)["seconds"])
+        server.answer()(handler, seen)
+
+    with serve({N - 1: look}, server.slow(0.05)) as state:
+        wanted = request(state, tmp_path, concurrency=1)
+        run(wanted)
+    assert 0.05 <= left[0] <= meta(wanted)["seconds"]
+
+
+def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:
+    """Each would have the whole budget, and pay for the other's questions again."""
+    refused: list[str] = []
+
+    def second(handler: server.Handler, seen: server.Seen) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray_jobs.cli", *command(state, tmp_path)], capture_output=True, timeout=120
+        )
+        refused.append(f"{done.returncode} {done.stderr.decode()}")
+        server.answer()(handler, seen)
+
+    with serve({2: second}) as state:
+        wanted = request(state, tmp_path, budget=Budget(requests=N), concurrency=1)
+        assert run(wanted).complete
+        assert run(wanted).complete, "an ended run holds nothing"
+        assert len(state.seen) == N
+    assert refused[0].startswith("2 ")
+    assert "in use by another run" in refused[0]
+
+
+def test_another_model_behind_the_same_local_url_answers_a_new_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "CACHE", tmp_path / "common")
+    with serve({}, server.answer(content="old")) as state:
+
+        def ask(name: str, *more: str) -> tuple[set[str], int, str]:
+            out = tmp_path / f"{name}.jsonl"
+            where = ["--model", "openai:tiny", "--base-url", state.url, "--out", str(out), "--limit", "3"]
+            assert main(["predict", "--task", "viggo", "--split", "test", *where, *more]) == 0
+            answers = {row.completion for row in read_predictions(out).by_id.values()}
+            return answers, len(state.seen), capsys.readouterr().err
+
+        assert "cache" not in ask("before")[2]
+        state.otherwise = server.answer(content="new")
+        assert ask("after")[:2] == ({"new"}, 6)
+        assert not (tmp_path / "common").exists()
+        (tmp_path / "after.jsonl").unlink()
+        answers, asked, said = ask("after")
+        assert (answers, asked) == ({"new"}, 6)
+        assert re.search(r"3 answers from the cache, asked on 20[-\d]+ [\d:]+ UTC \.\. 20[-\d]+ [\d:]+ UTC", said)
+        assert ask("begun", "--cache", str(tmp_path / "common"))[1] == 9
+        (tmp_path / "begun.jsonl").write_text("")
+        assert ask("begun")[1] == 9, "a file that was begun with the common cache goes on with it"
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.2:8000/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://10.1.2.3/v1", True),
+        ("http://192.168.0.7:8000/v1", True),
+        ("http://gpu-node-3:8000/v1", True),
+        ("http://gpu.cluster.local/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("http://8.8.8.8/v1", False),
+    ],
+)
+def test_private_addresses(url: str, private: bool) -> None:
+    assert endpoint("openai:tiny", url).private == private

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from evaluation.compare import Readers, no_readers
 from evaluation.predictions import Prediction, write_predictions
 from evaluation.runs import compare_paths, read_config, read_steps, resolve, training_facts
 from evaluation.training import setting
-from tasks.base import UserError
+from tasks.base import Task, UserError
 
 
 def _predict(path: Path, ids: list[str], meta: dict[str, Any] | None = None) -> Path:
@@ -155,3 +158,48 @@ def test_compare_asks_for_what_nobody_says(tmp_path: Path, task_name: str) -> No
         compare_paths([path], out=tmp_path / "out")
     with pytest.raises(UserError, match="pass --references"):
         compare_paths([path], out=tmp_path / "out", task=task_name)
+
+
+def _add_to_config(run: Path, **changes: Any) -> None:
+    config = read_config(run)
+    config["data"] |= changes.pop("data", {})
+    (run / "config.yaml").write_text(yaml.safe_dump(config | changes))
+
+
+def test_columns_of_the_run_are_those_of_its_source(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"said": "abc"}\n{"said": "xyz"}\n')
+    _add_to_config(run, data={"columns": {"said": "word"}})
+    results = compare_paths([run], out=tmp_path / "out", split="test")
+    assert [row["metrics"]["correct"]["mean"] for row in results["models"]] == [0.5, 0.5]
+    assert resolve([run], split="test", source="bundled").columns == {}, "another source has columns of its own"
+
+
+def test_options_of_the_run_are_those_of_its_task(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    meta = {"task": "gsm8k", "split": "test", "source": "bundled"}
+    _predict(folder / "predictions" / "tuned.jsonl", ["gsm8k-test-0"], meta)
+    (folder / "config.yaml").write_text("task: gsm8k\ntask_options: {calculator: false}\ndata: {source: bundled}\n")
+    seen: list[Task] = []
+
+    def readers(task: Task) -> Readers:
+        seen.append(task)
+        return no_readers
+
+    compare_paths([folder], out=tmp_path / "out", limit=1, readers=readers)
+    compare_paths([folder], out=tmp_path / "out", limit=1, readers=readers, task_options={})
+    assert [task.options["calculator"] for task in seen] == [False, True], "what is given wins"
+    assert resolve([folder], task="viggo").task_options == {}
+
+
+def test_runs_with_different_settings_are_refused_until_the_user_decides(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run-b"))
+    _add_to_config(other, task_options={"x": 1})
+    assert resolve([other], split="test").task_options == {"x": 1}
+    with pytest.raises(UserError, match=r"different task_options(.|\n)*--task"):
+        resolve([run, other], split="test")
+    assert resolve([run, other], split="test", task=str(read_config(run)["task"])).task_options == {}
+    strange = {"task": "viggo", "split": "test"}
+    _predict(other / "predictions" / "tuned.jsonl", ["a"], strange)
+    assert resolve([other / "predictions" / "tuned.jsonl"]).task_options == {}
+    (other / "predictions" / "base.jsonl").unlink()
+    assert resolve([other], split="test").task_options == {}, "the run's options are not those of another task"

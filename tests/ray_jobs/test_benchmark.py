@@ -10,6 +10,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tasks
+from evaluation import prediction_file
 from fulltune import tokenizer as tok
 from ray_jobs import benchmark, recipes
 from ray_jobs.cli import main
@@ -171,3 +172,14 @@ def test_an_extractor_reads_the_answers_of_tasks_that_have_a_use_for_it(tmp_path
     before = len(asked)
     assert main(["benchmark", str(path), "--limit", "3"]) == 0
     assert len(asked) == before, "the second run asks nothing"
+
+
+@pytest.mark.parametrize(("given", "role"), [({}, None), ({"role": "other"}, "other")])
+def test_only_a_role_that_the_user_gives_is_one(tmp_path, monkeypatch, given, role):
+    """A file of an older version says `other` where nobody did."""
+    models = [{"label": "tuned", "model": "folder", "prompt": "natural"} | given]
+    asked = questions(benchmark.read(described(tmp_path, models=models)), tmp_path)["viggo"]
+    assert benchmark._request(asked).role == role
+    written = {} if role is None else {"role": role}
+    monkeypatch.setattr(benchmark, "predict", lambda request, **_: prediction_file.write_meta(request.out, written))
+    assert benchmark._entry(asked).details.get("role") == role

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 
 import tasks
 from evaluation import answer_journal, prediction_file
+from evaluation.compare import role_of
+from evaluation.comparison import Entry
 from ray_jobs import predict
 from tasks.base import UserError
 from tasks.sources import load
@@ -149,3 +152,57 @@ def test_another_limit_of_tokens_is_another_setting_and_older_files_had_the_task
     assert predict._continue(make(), TASK, folder) == {"a"}
     with pytest.raises(UserError, match="max_new_tokens"):
         predict._continue(make(max_new_tokens=7), TASK, folder)
+
+
+def test_without_a_role_the_label_decides_which_row_of_a_report_it_is(request_for):
+    make, folder = request_for
+    begin(make(label="tuned"), folder, ["a"])
+    assert role_of(Entry("tuned", make().out, details=prediction_file.read_meta(make().out))) == "tuned"
+    prediction_file.write_meta(make().out, prediction_file.read_meta(make().out) | {"role": "other"})
+    assert predict._continue(make(), TASK, folder) == {"a"}, "files that older versions began go on"
+    assert "role" not in prediction_file.read_meta(make().out)
+    assert predict._continue(make(role="base"), TASK, folder) == {"a"}
+    assert prediction_file.read_meta(make().out)["role"] == "base"
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: what is on disk when it is raised is all that is left."""
+
+
+@pytest.mark.parametrize("rows", [[{"id": "a", "completion": "x"}], []], ids=["an answer came", "none came"])
+def test_the_time_of_a_killed_run_is_counted(request_for, monkeypatch, rows):
+    make, folder = request_for
+    left = {}
+
+    class Pool:
+        workers, batching = 2, "continuous"
+
+        def __init__(self, *_):
+            pass
+
+        def answers(self, missing):
+            time.sleep(0.2)
+            yield rows
+            left.update(prediction_file.read_meta(make().out))
+            raise Killed
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(predict, "_Pool", Pool)
+    monkeypatch.setattr(prediction_file, "KEEP_TIME_S", 0.1)
+    for run in (1, 2):
+        predict._continue(make(), TASK, folder)
+        with pytest.raises(Killed):
+            predict._run(make(), folder, [], [])
+        prediction_file.write_meta(make().out, left)
+        assert 0.2 * run <= left["seconds"] < 0.2 * run + 5
+    assert (left["workers"], left["batching"]) == (2, "continuous")
+
+
+def test_the_time_spent_is_not_written_with_every_answer(tmp_path):
+    written = []
+    keep_time = prediction_file.timekeeper(tmp_path / "p.jsonl", lambda seconds: written.append(seconds) or {})
+    for _ in range(100):
+        keep_time()
+    assert written == []
