@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from fulltune.config import RayConfig, RunConfig
+from fulltune.plan.hardware import ray_label
 from fulltune.plan.planner import Options
 from tasks.base import UserError
 
@@ -73,7 +74,8 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
         UserError: with what the cluster has and what the run asks for.
     """
     needs = worker_resources(config)
-    here = needs | ({f"accelerator_type:{config.accelerator_type}": 0.001} if config.accelerator_type else {})
+    kind = _kind(config)
+    here = needs | ({kind: 0.001} if kind else {})
     nodes = _nodes()
     places = sum(_places(node, here) for node in nodes)
     growth = _autoscaler_limits()
@@ -126,8 +128,8 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
     """
     if not (ray.is_initialized() and config.use_gpu):
         return nodes
-    kind = f"accelerator_type:{config.accelerator_type}"
-    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (config.accelerator_type is None or kind in node)]
+    kind = _kind(config)
+    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (kind is None or kind in node)]
     if not found:
         return nodes
     memory = min(int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in found)
@@ -141,6 +143,11 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
 def free_cpus(config: RayConfig) -> float:
     """CPUs of the nodes that are there now, beyond those of the training workers."""
     return sum(node.get("CPU", 0) for node in _nodes()) - config.max_workers * config.cpus_per_worker
+
+
+def _kind(config: RayConfig) -> str | None:
+    """The resource by which Ray tells nodes with the run's type of GPU from others; None where any will do."""
+    return None if config.accelerator_type is None else f"accelerator_type:{ray_label(config.accelerator_type)}"
 
 
 def _nodes() -> list[dict[str, float]]:

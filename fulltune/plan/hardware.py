@@ -21,7 +21,7 @@ class Gpu:
     """One type of accelerator.
 
     Attributes:
-        name: as Ray's `accelerator_type` has it, with the memory size where that alone does not tell.
+        name: short, with the memory size where the type alone does not tell; `ray_label` has Ray's name for it.
         memory: bytes that CUDA reports as total, less than the nominal size.
         bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second.
         memory_bandwidth: bytes per second, by the data sheet as all three; what is reached of them is in `rates.py`.
@@ -100,6 +100,18 @@ ALIASES = {
     "A100-80G": "A100-80",
     "H100-80": "H100",
     "4090": "RTX-4090",
+    "GEFORCE-RTX-4090": "RTX-4090",
+}
+
+# Ray makes the label of a node from NVML's name of its first GPU: without the memory size, and consumer cards whole
+# (ray/_private/accelerators/nvidia_gpu.py). Its own A100-40G and A100-80G are on a node only where someone put them.
+RAY_LABELS = {
+    "A100-40": "A100",
+    "A100-80": "A100",
+    "H100-80": "H100",
+    "4090": "GeForce-RTX-4090",
+    "RTX-4090": "GeForce-RTX-4090",
+    "GEFORCE-RTX-4090": "GeForce-RTX-4090",
 }
 
 # on demand in us-east-1, Linux: an eighth of the instance whose host memory and network stand above
@@ -122,9 +134,9 @@ def gpu(name: str) -> Gpu:
     Raises:
         UserError: no such type; the message has the nearest.
     """
-    wanted = name.upper().replace("_", "-").removeprefix("NVIDIA-")
+    wanted = _spelled(name)
     wanted = ALIASES.get(wanted, wanted)
-    known = {row.name.upper(): row for row in GPUS}
+    known = {row.name: row for row in GPUS}
     if wanted in known:
         return known[wanted]
     near = difflib.get_close_matches(wanted, [*known, *ALIASES], n=1, cutoff=0.4)
@@ -133,6 +145,20 @@ def gpu(name: str) -> Gpu:
         wanted=f"one of {', '.join(row.name for row in GPUS)}",
         fix=f"did you mean {near[0]!r}?" if near else "plan with the type nearest in memory",
     )
+
+
+def ray_label(name: str) -> str:
+    """What Ray calls the nodes with this type of GPU: for `ScalingConfig(accelerator_type=...)` and node resources.
+
+    A type that the table does not have is taken for Ray's own name.
+    """
+    wanted = _spelled(name)
+    known = wanted in ALIASES or any(row.name == wanted for row in GPUS)
+    return RAY_LABELS.get(wanted, wanted if known else name)
+
+
+def _spelled(name: str) -> str:
+    return name.upper().replace("_", "-").removeprefix("NVIDIA-")
 
 
 def price(name: str) -> Price | None:
