@@ -34,7 +34,7 @@ class Options:
         gpu: a type from the table; default: ray.accelerator_type.
         usd_per_hour: per GPU, instead of ray.usd_per_gpu_hour and the table's price.
         host_memory: bytes per node, instead of the table's; on CPUs this machine's.
-        gpus_per_node: instead of the usual instance's.
+        gpus_per_node: instead of the usual instance's, whose network and host memory are taken in proportion.
         node_network: bytes/s into a node, instead of the usual instance's.
     """
 
@@ -158,12 +158,20 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
             wanted="the type of GPU to plan for",
             fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
         )
-    row = hardware.gpu(name)
+    return _on_nodes(hardware.gpu(name), options)
+
+
+def _on_nodes(row: Gpu, options: Options) -> Gpu:
+    """The row with the nodes that were given. Of nodes with more or fewer GPUs than the usual instance, what was not
+    given grows or shrinks with them: clouds sell such instances with about that part of network and host memory.
+    """
+    size = options.gpus_per_node or row.node_size
+    share = size / row.node_size
     return replace(
         row,
-        node_size=options.gpus_per_node or row.node_size,
-        network_bandwidth=options.node_network or row.network_bandwidth,
-        node_memory=options.host_memory or row.node_memory,
+        node_size=size,
+        network_bandwidth=options.node_network or share * row.network_bandwidth,
+        node_memory=options.host_memory or int(share * row.node_memory),
     )
 
 
@@ -303,9 +311,11 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         found.append(f"cost: ${listed.usd_per_hour:.3f} per GPU-hour, {listed.date}, {listed.source}")
     else:
         found.append(f"cost: no sourced price for {gpu.name}; give one with --price or ray.usd_per_gpu_hour")
+    usual = hardware.gpu(gpu.name).node_size
+    part = "" if gpu.node_size == usual else f" with {usual} GPU(s), times {gpu.node_size}/{usual}"
     found.append(
         f"nodes: {gpu.node_size} GPU(s), {gb(gpu.node_memory)} of host memory, "
-        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's"
+        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's{part}"
     )
     return found
 

@@ -218,6 +218,19 @@ def test_hpz_needs_several_gpus_per_node():
     assert single.setup.workers_per_node == 1
 
 
+def test_nodes_with_fewer_gpus_have_as_much_less_of_the_usual_network_and_host():
+    """The usual A10G instance has eight GPUs, 768 GiB and 100 Gbit/s."""
+    usual, single = plan("7b"), plan("7b", options=Options(gpus_per_node=1))
+    assert (single.gpu.network_bandwidth, single.host_memory) == (12.5e9 / 8, 96 * 2**30)
+    assert single.hours > 3 * usual.hours
+    assert any(line.endswith("the usual instance's with 8 GPU(s), times 1/8") for line in single.assumptions)
+    assert any(line.endswith("where not given, the usual instance's") for line in usual.assumptions)
+    given = plan("7b", options=Options(gpus_per_node=1, node_network=5e9, host_memory=2**36)).gpu
+    assert (given.node_size, given.network_bandwidth, given.node_memory) == (1, 5e9, 2**36)
+    same = plan("7b", options=Options(gpus_per_node=8)).gpu
+    assert same == usual.gpu == hardware.gpu("A10G")
+
+
 def test_a_host_that_could_train_but_not_save_is_refused():
     """70B, offloaded on 16 A10G: 18 bytes per parameter rest on two hosts, and a save copies 12 more."""
     found = plan("70b", 16, deepspeed="zero3_offload_70b")
