@@ -201,8 +201,9 @@ def _decided(
 def _decided_for_cpus(config: RunConfig, model: shape.ModelShape, lengths: Lengths, host_memory: int) -> RunConfig:
     """On CPU workers nothing is gathered for every pass, and time is FLOPs: the fewest passes whose tensors fit."""
     if config.deepspeed == deepspeed_configs.AUTO:
-        name = "zero0" if config.ray.max_workers == 1 else "zero2"
-        config = config.model_copy(update={"deepspeed": name})
+        whole = device.dtype_name(config.model.dtype, use_gpu=False) == "float32"  # the engine's only one under ZeRO-0
+        alone = "zero0" if whole else "zero1"
+        config = config.model_copy(update={"deepspeed": alone if config.ray.max_workers == 1 else "zero2"})
     fitting = []
     for size in (sizes := search.budgets(config, lengths)):
         tried = search.with_budget(config, size)

@@ -9,6 +9,7 @@ import pytest
 
 import deepspeed_configs
 from fulltune import architectures, config
+from fulltune.engine import settings
 from fulltune.plan import hardware, memory, planner, search, shape, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
@@ -104,7 +105,10 @@ def test_auto_where_nothing_fits_names_what_needs_least():
 def test_auto_on_cpus_and_a_named_file_stays():
     on_cpu = {"ray__use_gpu": False, "ray__accelerator_type": None, "model__dtype": "auto"}
     assert plan("7b", 2, deepspeed="auto", **on_cpu).config.deepspeed == "zero2"
-    assert plan("7b", 1, deepspeed="auto", **on_cpu).config.deepspeed == "zero0"
+    for dtype, name in {"auto": "zero0", "float32": "zero0", "bfloat16": "zero1"}.items():
+        found = plan("7b", 1, deepspeed="auto", **(on_cpu | {"model__dtype": dtype})).config
+        assert found.deepspeed == name
+        settings.complete(found, num_workers=1)  # which the engine does
     assert plan("7b", 2, deepspeed="zero1").config.deepspeed == "zero1"
 
 
@@ -122,6 +126,15 @@ def test_a_second_copy_of_the_weights_pays_where_the_network_decides():
     one_node = replace(made.setup, workers=8)
     fitting = {choice.deepspeed for choice in search._shardings(one_node, made.work, slow, slow.node_memory, 512)}
     assert "zero3_hpz_7b" not in fitting
+
+
+@pytest.mark.parametrize(("workers", "copied"), [(16, True), ([16, 16], True), ([16, 24], False), ([16, 17], False)])
+def test_workers_that_may_change_have_no_second_copy(workers, copied):
+    """DeepSpeed's groups want the world size to be a multiple of the partition, at every size of the range."""
+    found = plan("7b", workers, deepspeed="auto")
+    assert found.fits
+    assert ("hpz" in found.config.deepspeed) == copied
+    assert ("hpz" in found.best.deepspeed) == copied
 
 
 def test_the_smallest_cluster_is_minimal():
