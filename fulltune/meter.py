@@ -1,7 +1,7 @@
 """What a run's time was worth: tokens per second, model FLOPs utilisation, GPU-hours and money, spent and to go.
 
 Fed with the records of the training loop, read by `fulltune.metrics`. Utilisation needs the peak of the device in the
-training dtype and is None where there is none to compare with: on a CPU, on an unknown GPU, in float32.
+training dtype and is None where there is none to compare with: on a CPU, on an unknown GPU.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def for_run(
 
     Args:
         gpu_name: as CUDA calls the device; None on CPUs.
-        dtype: of the training; a peak is known for the 16-bit ones.
+        dtype: of the training; float32 has another peak than the 16-bit ones.
         usd_per_hour: of one GPU (ray.usd_per_gpu_hour); None for the listed price.
     """
     gpu = None if gpu_name is None else gpu_of(gpu_name)
@@ -124,7 +124,7 @@ def for_run(
         workers=workers,
         total_steps=total_steps,
         on_gpu=gpu_name is not None,
-        peak_flops=gpu.bf16_flops if gpu is not None and dtype in ("bfloat16", "float16") else None,
+        peak_flops=gpu.peak(4 if dtype == "float32" else 2) if gpu is not None else None,
         usd_per_hour=listed,
     )
 

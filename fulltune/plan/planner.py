@@ -301,8 +301,10 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         f"memory: {gb(memory.CONTEXT)} for CUDA and NCCL, {memory.FRAGMENTATION:.0%} of temporary tensors for "
         f"fragmentation; {gpu.name} with {gb(gpu.memory)} usable ({gpu.source})"
     )
+    peak = f"{gpu.peak(made.dtype_bytes) / 1e12:g} TFLOP/s, the peak "
+    peak += f"in float32 ({hardware.FP32_SOURCE})" if made.dtype_bytes == FP32 else "of the 16-bit types"
     found.append(
-        f"time: matrix products at {time.efficiency(made, gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s, and memory "
+        f"time: matrix products at {time.efficiency(made, gpu):.0%} of {peak}, and memory "
         f"traffic, or the network, whichever is slower ({time.SOURCE}); start-up, validation, checkpoints not counted"
     )
     own, listed = options.usd_per_hour or config.ray.usd_per_gpu_hour, hardware.price(gpu.name)

@@ -93,7 +93,8 @@ def test_gpus_are_known_by_what_cuda_calls_them(name, found):
     ("gpu", "dtype", "peak"),
     [
         ("NVIDIA A10G", "bfloat16", 70e12),
-        ("NVIDIA A10G", "float32", None),
+        ("NVIDIA A10G", "float16", 70e12),
+        ("NVIDIA A10G", "float32", 35e12),
         ("GeForce 9", "bfloat16", None),
         (None, "float32", None),
     ],

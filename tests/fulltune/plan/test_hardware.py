@@ -43,3 +43,8 @@ def test_a_row_has_the_label_that_ray_makes_of_its_device(name):
 )
 def test_other_names_are_rays_or_become_rays(name, label):
     assert hardware.ray_label(name) == label
+
+
+def test_float32_has_a_lower_peak_than_the_tensor_cores():
+    assert all(0 < row.fp32_flops < row.bf16_flops for row in hardware.GPUS)
+    assert (hardware.gpu("A100-80").peak(2), hardware.gpu("A100-80").peak(4)) == (312e12, 19.5e12)

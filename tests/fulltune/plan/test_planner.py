@@ -177,6 +177,15 @@ def test_price_and_host_memory_replace_the_tables():
     assert plan("7b", options=Options(gpu="RTX-4090")).cost_usd is None
 
 
+def test_float32_on_a_gpu_is_planned_at_the_peak_without_tensor_cores():
+    half, full = (plan("7b", 8, Options(gpu="A100-80"), model__dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert full.hours > 10 * half.hours
+    assert full.cost_usd > 10 * half.cost_usd
+    assert plan("7b", 8, Options(gpu="A100-80"), model__dtype="float16").hours == pytest.approx(half.hours)
+    assert any("19.5 TFLOP/s, the peak in float32 (NVIDIA data sheet)" in line for line in full.assumptions)
+    assert any("312 TFLOP/s, the peak of the 16-bit types" in line for line in half.assumptions)
+
+
 def test_steps_and_tokens_follow_the_recipe():
     found = plan("7b", train__num_epochs=10)
     assert found.work.steps == 10 * 20
