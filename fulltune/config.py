@@ -150,7 +150,7 @@ class RayConfig(Section):
     )
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
-    accelerator_type: str | None = Field(None, description="for example A10G or H100")
+    accelerator_type: str | None = Field(None, description="for example A10G, H100 or A100-80")
     usd_per_gpu_hour: float | None = Field(None, gt=0, description="what a GPU costs, in place of the listed price")
     storage_path: str = Field("runs", description="a folder that every node sees")
     name: str | None = Field(None, description="run name; re-using it resumes the run. Default: the recipe's name")

@@ -1,7 +1,7 @@
 """What a run's time was worth: tokens per second, model FLOPs utilisation, GPU-hours and money, spent and to go.
 
 Fed with the records of the training loop, read by `fulltune.metrics`. Utilisation needs the peak of the device in the
-training dtype and is None where there is none to compare with: on a CPU, on an unknown GPU, in float32.
+training dtype and is None where there is none to compare with: on a CPU, on an unknown GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,21 @@ from fulltune.train import StepDone
 
 Figures = dict[str, float | None]
 SLOWER_VARIANTS = {"PCIE", "NVL"}  # of the H100: another peak than the SXM module's in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a run had cost when an attempt began: of all attempts before, each on the devices and prices that it had.
+
+    Attributes:
+        hours: for which the devices were held.
+        gpu_hours: None where no GPU was among them.
+        cost_usd: None where no price was known.
+    """
+
+    hours: float = 0.0
+    gpu_hours: float | None = None
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +75,30 @@ class Meter:
         )
         return round(flops.model / (seconds * self.workers * self.peak_flops), 4)
 
-    def bill(self, *, step: int, spent_hours: float, seconds_per_step: float) -> Figures:
-        """GPU-hours and money, so far and for the steps to go; None where there is no GPU or no price.
+    def bill(self, before: Spent, *, step: int, held_hours: float, seconds_per_step: float) -> Figures:
+        """Hours, GPU-hours and money, so far and for the steps to go; None where there is no GPU or no price.
 
         Args:
-            spent_hours: for which each of the devices was held, in earlier attempts too.
+            before: what earlier attempts spent, maybe on another number of devices: it is carried forward.
+            held_hours: for which this attempt holds each of its devices.
             seconds_per_step: of this attempt, validation and saving included.
         """
         to_go = (self.total_steps - step) * seconds_per_step
-        hours = (self.workers * spent_hours, self.workers * to_go / 3600) if self.on_gpu else (None, None)
+        hours = (self.workers * held_hours, self.workers * to_go / 3600) if self.on_gpu else (None, None)
         return {
+            "hours": round(before.hours + held_hours, 6),
             "seconds_to_go": round(to_go, 1),
-            "gpu_hours": _rounded(hours[0]),
+            "gpu_hours": _rounded(hours[0], earlier=before.gpu_hours),
             "gpu_hours_to_go": _rounded(hours[1]),
-            "cost_usd": _rounded(hours[0], self.usd_per_hour),
+            "cost_usd": _rounded(hours[0], self.usd_per_hour, earlier=self._earlier_cost(before)),
             "cost_usd_to_go": _rounded(hours[1], self.usd_per_hour),
         }
+
+    def _earlier_cost(self, before: Spent) -> float | None:
+        """GPU-hours that no price was known for have today's."""
+        if before.cost_usd is not None or before.gpu_hours is None or self.usd_per_hour is None:
+            return before.cost_usd
+        return before.gpu_hours * self.usd_per_hour
 
 
 def for_run(
@@ -91,7 +114,7 @@ def for_run(
 
     Args:
         gpu_name: as CUDA calls the device; None on CPUs.
-        dtype: of the training; a peak is known for the 16-bit ones.
+        dtype: of the training; float32 has another peak than the 16-bit ones.
         usd_per_hour: of one GPU (ray.usd_per_gpu_hour); None for the listed price.
     """
     gpu = None if gpu_name is None else gpu_of(gpu_name)
@@ -101,7 +124,7 @@ def for_run(
         workers=workers,
         total_steps=total_steps,
         on_gpu=gpu_name is not None,
-        peak_flops=gpu.bf16_flops if gpu is not None and dtype in ("bfloat16", "float16") else None,
+        peak_flops=gpu.peak(4 if dtype == "float32" else 2) if gpu is not None else None,
         usd_per_hour=listed,
     )
 
@@ -114,5 +137,5 @@ def gpu_of(name: str) -> Gpu | None:
     return next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
 
 
-def _rounded(hours: float | None, price: float | None = 1.0) -> float | None:
-    return None if hours is None or price is None else round(hours * price, 4)
+def _rounded(hours: float | None, price: float | None = 1.0, *, earlier: float | None = None) -> float | None:
+    return None if hours is None or price is None else round((earlier or 0.0) + hours * price, 4)

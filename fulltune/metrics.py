@@ -9,12 +9,12 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fulltune import tracker
-from fulltune.meter import Meter
+from fulltune.meter import Meter, Spent
 from fulltune.train import Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Outcome
 
@@ -35,7 +35,7 @@ class MetricsLog:
         self, run: Path, *, meter: Meter, keep_to: int, began: float, every: int = 1, tensorboard: bool = False
     ) -> None:
         self._every, self._meter, self._keep_to = every, meter, keep_to
-        self._spent_before = max((line.get("hours") or 0.0 for line in read(run)), default=0.0)
+        self._before = spent(read(run))
         self._began, self._first_step_at = began, time.perf_counter()
         self._path = run / FILE
         self.attempt = next_attempt(run)
@@ -60,9 +60,9 @@ class MetricsLog:
 
     def _spending(self, step: int) -> dict[str, float | None]:
         now = time.perf_counter()
-        hours = self._spent_before + (now - self._began) / 3600
         per_step = (now - self._first_step_at) / (step - self._keep_to)
-        return {"hours": round(hours, 6)} | self._meter.bill(step=step, spent_hours=hours, seconds_per_step=per_step)
+        held = (now - self._began) / 3600
+        return self._meter.bill(self._before, step=step, held_hours=held, seconds_per_step=per_step)
 
     def skipped(self, event: Skipped) -> None:
         """A step whose gradients were dropped; the line has no `loss`, `nonfinite-<step>.json` lists its records."""
@@ -113,6 +113,13 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
         return
     for line in text.split("\n")[:-1]:
         yield json.loads(line)
+
+
+def spent(lines: Iterable[Mapping[str, Any]]) -> Spent:
+    """The bill at the end of a log: steps that will be taken again were paid for as well."""
+    bills = [line for line in lines if line.get("hours") is not None]
+    last = max(bills, key=lambda line: float(line["hours"]), default=None)
+    return Spent() if last is None else Spent(last["hours"], last.get("gpu_hours"), last.get("cost_usd"))
 
 
 def skips(run: Path, *, until: int) -> int:

@@ -19,6 +19,7 @@ from fulltune.plan.planner import Options
 from tasks.base import UserError
 
 LOCAL = "local"
+SEVERAL_SIZES = ("A100",)  # 40 and 80 GB under one label
 
 
 @contextlib.contextmanager
@@ -74,7 +75,8 @@ def refuse_what_cannot_fit(config: RayConfig) -> None:
         UserError: with what the cluster has and what the run asks for.
     """
     needs = worker_resources(config)
-    here = needs | ({f"accelerator_type:{config.accelerator_type}": 0.001} if config.accelerator_type else {})
+    kind = _kind(config)
+    here = needs | ({kind: 0.001} if kind else {})
     nodes = _nodes()
     places = sum(_places(node, here) for node in nodes)
     growth = _autoscaler_limits()
@@ -127,8 +129,8 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
     """
     if not (ray.is_initialized() and config.use_gpu):
         return nodes
-    kind = f"accelerator_type:{config.accelerator_type}"
-    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (config.accelerator_type is None or kind in node)]
+    kind = _kind(config)
+    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (kind is None or kind in node)]
     if not found:
         return nodes
     memory = min(int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in found)
@@ -139,11 +141,16 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
     )
 
 
-def with_gpu(config: RayConfig, nodes: Options) -> Options:
-    """`as_found`, with the type of GPU that the nodes have where neither recipe nor user names one."""
+def with_gpu(config: RayConfig, nodes: Options, *, certain: bool = False) -> Options:
+    """`as_found`, with the type of GPU that the nodes have where neither recipe nor user names one.
+
+    Args:
+        certain: not where Ray has one label for several sizes, of which a plan takes the smallest.
+    """
     found = as_found(config, nodes)
     if config.use_gpu and ray.is_initialized() and (found.gpu or config.accelerator_type) is None:
-        return replace(found, gpu=known_gpu())
+        kind = known_gpu()
+        return found if certain and kind in SEVERAL_SIZES else replace(found, gpu=kind)
     return found
 
 
@@ -151,12 +158,20 @@ def known_gpu() -> str | None:
     """The GPU type of the cluster, where its nodes have one that the table of GPUs knows."""
     prefix = "accelerator_type:"
     types = {key.removeprefix(prefix) for key in ray.cluster_resources() if key.startswith(prefix)}
-    return next(iter(sorted(types & ({row.name for row in hardware.GPUS} | set(hardware.ALIASES)))), None)
+    known = {row.name for row in hardware.GPUS} | set(hardware.ALIASES) | set(hardware.RAY_LABELS.values())
+    return next(iter(sorted(types & known)), None)
 
 
 def free_cpus(config: RayConfig) -> float:
     """CPUs of the nodes that are there now, beyond those of the training workers."""
     return sum(node.get("CPU", 0) for node in _nodes()) - config.max_workers * config.cpus_per_worker
+
+
+def _kind(config: RayConfig) -> str | None:
+    """The resource by which Ray tells nodes with the run's type of GPU from others; None where any will do."""
+    return (
+        None if config.accelerator_type is None else f"accelerator_type:{hardware.ray_label(config.accelerator_type)}"
+    )
 
 
 def _nodes() -> list[dict[str, float]]:

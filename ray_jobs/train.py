@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from fulltune import checkpoint, config, device, metrics, provenance, validation
 from fulltune.config import RunConfig
+from fulltune.plan import hardware
 from fulltune.plan.planner import Options
 from fulltune.session import STOP_FILE, fingerprint, refuse_other_run
 from ray_jobs import auto
@@ -180,7 +181,7 @@ def trainer_of(
             num_workers=cast(int, settings.num_workers),  # a range as well, which its type does not say
             use_gpu=settings.use_gpu,
             resources_per_worker=cluster.worker_resources(settings),
-            accelerator_type=settings.accelerator_type,
+            accelerator_type=settings.accelerator_type and hardware.ray_label(settings.accelerator_type),
         ),
         run_config=run_config(
             name=f"{run.run_dir.name}-{uuid.uuid4().hex[:8]}",

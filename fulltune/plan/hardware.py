@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from fulltune.plan.states import FP32
 from tasks.base import UserError
 
 GIB = 2**30
 # peaks without sparsity, and bandwidths, as public pages quote NVIDIA's data sheets
 QUOTED = "data sheet as quoted in docs/planning_evidence.md"
+FP32_SOURCE = "NVIDIA data sheet"  # of the float32 peaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,10 @@ class Gpu:
     """One type of accelerator.
 
     Attributes:
-        name: as Ray's `accelerator_type` has it, with the memory size where that alone does not tell.
+        name: short, with the memory size where the type alone does not tell; `ray_label` has Ray's name for it.
         memory: bytes that CUDA reports as total, less than the nominal size.
-        bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second.
+        bf16_flops: peak of dense bfloat16 matrix products with float32 accumulation, per second; of float16 as well.
+        fp32_flops: the same of float32 ones, outside the tensor cores: `fulltune.device.attach` keeps TF32 off.
         memory_bandwidth: bytes per second, by the data sheet as all three; what is reached of them is in `rates.py`.
         link_bandwidth: bytes per second to the other GPUs of a usual node, one direction.
         network_bandwidth: bytes per second into each node from the others, shared by its GPUs, one direction.
@@ -35,12 +38,17 @@ class Gpu:
     name: str
     memory: int
     bf16_flops: float
+    fp32_flops: float
     memory_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
     node_size: int
     node_memory: int
     source: str
+
+    def peak(self, dtype_bytes: int) -> float:
+        """Matrix products per second in a training dtype of that size."""
+        return self.fp32_flops if dtype_bytes == FP32 else self.bf16_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +62,23 @@ class Price:
 
 
 def _gpu(
-    name: str, gib: float, tflops: float, hbm: float, link: float, gbit: float, node: tuple[int, int], source: str
+    name: str,
+    gib: float,
+    tflops: tuple[float, float],
+    hbm: float,
+    link: float,
+    gbit: float,
+    node: tuple[int, int],
+    source: str,
 ) -> Gpu:
-    """A row in the units people quote: GiB, TFLOP/s, GB/s, GB/s, Gbit/s per node, (GPUs, GiB of the host)."""
+    """A row in the units people quote: GiB, (bf16, fp32) TFLOP/s, GB/s, GB/s, Gbit/s per node, (GPUs, GiB) of it."""
+    bf16, fp32 = tflops
     size, host = node
     return Gpu(
         name=name,
         memory=int(gib * GIB),
-        bf16_flops=tflops * 1e12,
+        bf16_flops=bf16 * 1e12,
+        fp32_flops=fp32 * 1e12,
         memory_bandwidth=hbm * 1e9,
         link_bandwidth=link * 1e9,
         network_bandwidth=gbit * 1e9 / 8,
@@ -73,17 +90,26 @@ def _gpu(
 
 # total memory: what CUDA's out-of-memory messages report, smallest figure seen in public issues
 GPUS: tuple[Gpu, ...] = (
-    _gpu("A10G", 21.99, 70, 600, 16, 100, (8, 768), f"A10 capacity: CogVLM issue 236; {QUOTED}; g5.48xlarge"),
-    _gpu("L4", 21.99, 121, 300, 16, 100, (8, 768), f"{QUOTED}; memory as A10; g6.48xlarge"),
-    _gpu("L40S", 44.40, 362, 864, 32, 400, (8, 1536), f"L40 capacity: Qwen3-VL issue 2097; {QUOTED}; g6e.48xlarge"),
-    _gpu("RTX-4090", 23.52, 165, 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {QUOTED}; a workstation"),
-    _gpu("A100-40", 39.50, 312, 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {QUOTED}; p4d.24xlarge"),
-    _gpu("A100-80", 79.14, 312, 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {QUOTED}; p4de.24xlarge"),
-    _gpu("H100", 79.11, 989, 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {QUOTED}; p5.48xlarge"),
+    _gpu("A10G", 21.99, (70, 35), 600, 16, 100, (8, 768), f"A10 capacity: CogVLM issue 236; {QUOTED}; g5.48xlarge"),
+    _gpu("L4", 21.99, (121, 30.3), 300, 16, 100, (8, 768), f"{QUOTED}; memory as A10; g6.48xlarge"),
+    _gpu(
+        "L40S",
+        44.40,
+        (362, 91.6),
+        864,
+        32,
+        400,
+        (8, 1536),
+        f"L40 capacity: Qwen3-VL issue 2097; {QUOTED}; g6e.48xlarge",
+    ),
+    _gpu("RTX-4090", 23.52, (165, 82.6), 1008, 16, 10, (1, 64), f"SoulX-FlashTalk issue 5; {QUOTED}; a workstation"),
+    _gpu("A100-40", 39.50, (312, 19.5), 1555, 300, 400, (8, 1152), f"CoSeR issue 10; {QUOTED}; p4d.24xlarge"),
+    _gpu("A100-80", 79.14, (312, 19.5), 2039, 300, 400, (8, 1152), f"Control-GIC issue 6; {QUOTED}; p4de.24xlarge"),
+    _gpu("H100", 79.11, (989, 67), 3350, 450, 3200, (8, 2048), f"vLLM issue 27508; {QUOTED}; p5.48xlarge"),
     _gpu(
         "H200",
         139.0,
-        989,
+        (989, 67),
         4800,
         450,
         3200,
@@ -100,6 +126,18 @@ ALIASES = {
     "A100-80G": "A100-80",
     "H100-80": "H100",
     "4090": "RTX-4090",
+    "GEFORCE-RTX-4090": "RTX-4090",
+}
+
+# Ray makes the label of a node from NVML's name of its first GPU: without the memory size, and consumer cards whole
+# (ray/_private/accelerators/nvidia_gpu.py). Its own A100-40G and A100-80G are on a node only where someone put them.
+RAY_LABELS = {
+    "A100-40": "A100",
+    "A100-80": "A100",
+    "H100-80": "H100",
+    "4090": "GeForce-RTX-4090",
+    "RTX-4090": "GeForce-RTX-4090",
+    "GEFORCE-RTX-4090": "GeForce-RTX-4090",
 }
 
 # on demand in us-east-1, Linux: an eighth of the instance whose host memory and network stand above
@@ -122,9 +160,9 @@ def gpu(name: str) -> Gpu:
     Raises:
         UserError: no such type; the message has the nearest.
     """
-    wanted = name.upper().replace("_", "-").removeprefix("NVIDIA-")
+    wanted = _spelled(name)
     wanted = ALIASES.get(wanted, wanted)
-    known = {row.name.upper(): row for row in GPUS}
+    known = {row.name: row for row in GPUS}
     if wanted in known:
         return known[wanted]
     near = difflib.get_close_matches(wanted, [*known, *ALIASES], n=1, cutoff=0.4)
@@ -133,6 +171,20 @@ def gpu(name: str) -> Gpu:
         wanted=f"one of {', '.join(row.name for row in GPUS)}",
         fix=f"did you mean {near[0]!r}?" if near else "plan with the type nearest in memory",
     )
+
+
+def ray_label(name: str) -> str:
+    """What Ray calls the nodes with this type of GPU: for `ScalingConfig(accelerator_type=...)` and node resources.
+
+    A type that the table does not have is taken for Ray's own name.
+    """
+    wanted = _spelled(name)
+    known = wanted in ALIASES or any(row.name == wanted for row in GPUS)
+    return RAY_LABELS.get(wanted, wanted if known else name)
+
+
+def _spelled(name: str) -> str:
+    return name.upper().replace("_", "-").removeprefix("NVIDIA-")
 
 
 def price(name: str) -> Price | None:

@@ -34,7 +34,7 @@ class Options:
         gpu: a type from the table; default: ray.accelerator_type.
         usd_per_hour: per GPU, instead of ray.usd_per_gpu_hour and the table's price.
         host_memory: bytes per node, instead of the table's; on CPUs this machine's.
-        gpus_per_node: instead of the usual instance's.
+        gpus_per_node: instead of the usual instance's, whose network and host memory are taken in proportion.
         node_network: bytes/s into a node, instead of the usual instance's.
     """
 
@@ -158,12 +158,20 @@ def _gpu(config: RunConfig, options: Options) -> Gpu | None:
             wanted="the type of GPU to plan for",
             fix=f"add --gpu NAME, one of {', '.join(row.name for row in hardware.GPUS)}",
         )
-    row = hardware.gpu(name)
+    return _on_nodes(hardware.gpu(name), options)
+
+
+def _on_nodes(row: Gpu, options: Options) -> Gpu:
+    """The row with the nodes that were given. Of nodes with more or fewer GPUs than the usual instance, what was not
+    given grows or shrinks with them: clouds sell such instances with about that part of network and host memory.
+    """
+    size = options.gpus_per_node or row.node_size
+    share = size / row.node_size
     return replace(
         row,
-        node_size=options.gpus_per_node or row.node_size,
-        network_bandwidth=options.node_network or row.network_bandwidth,
-        node_memory=options.host_memory or row.node_memory,
+        node_size=size,
+        network_bandwidth=options.node_network or share * row.network_bandwidth,
+        node_memory=options.host_memory or int(share * row.node_memory),
     )
 
 
@@ -193,8 +201,9 @@ def _decided(
 def _decided_for_cpus(config: RunConfig, model: shape.ModelShape, lengths: Lengths, host_memory: int) -> RunConfig:
     """On CPU workers nothing is gathered for every pass, and time is FLOPs: the fewest passes whose tensors fit."""
     if config.deepspeed == deepspeed_configs.AUTO:
-        name = "zero0" if config.ray.max_workers == 1 else "zero2"
-        config = config.model_copy(update={"deepspeed": name})
+        whole = device.dtype_name(config.model.dtype, use_gpu=False) == "float32"  # the engine's only one under ZeRO-0
+        alone = "zero0" if whole else "zero1"
+        config = config.model_copy(update={"deepspeed": alone if config.ray.max_workers == 1 else "zero2"})
     fitting = []
     for size in (sizes := search.budgets(config, lengths)):
         tried = search.with_budget(config, size)
@@ -292,8 +301,10 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         f"memory: {gb(memory.CONTEXT)} for CUDA and NCCL, {memory.FRAGMENTATION:.0%} of temporary tensors for "
         f"fragmentation; {gpu.name} with {gb(gpu.memory)} usable ({gpu.source})"
     )
+    peak = f"{gpu.peak(made.dtype_bytes) / 1e12:g} TFLOP/s, the peak "
+    peak += f"in float32 ({hardware.FP32_SOURCE})" if made.dtype_bytes == FP32 else "of the 16-bit types"
     found.append(
-        f"time: matrix products at {time.efficiency(made, gpu):.0%} of {gpu.bf16_flops / 1e12:.0f} TFLOP/s, and memory "
+        f"time: matrix products at {time.efficiency(made, gpu):.0%} of {peak}, and memory "
         f"traffic, or the network, whichever is slower ({time.SOURCE}); start-up, validation, checkpoints not counted"
     )
     own, listed = options.usd_per_hour or config.ray.usd_per_gpu_hour, hardware.price(gpu.name)
@@ -303,9 +314,11 @@ def _assumptions(config: RunConfig, made: Setup, lengths: Lengths, gpu: Gpu | No
         found.append(f"cost: ${listed.usd_per_hour:.3f} per GPU-hour, {listed.date}, {listed.source}")
     else:
         found.append(f"cost: no sourced price for {gpu.name}; give one with --price or ray.usd_per_gpu_hour")
+    usual = hardware.gpu(gpu.name).node_size
+    part = "" if gpu.node_size == usual else f" with {usual} GPU(s), times {gpu.node_size}/{usual}"
     found.append(
         f"nodes: {gpu.node_size} GPU(s), {gb(gpu.node_memory)} of host memory, "
-        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's"
+        f"{gpu.network_bandwidth * 8 / 1e9:g} Gbit/s each; where not given, the usual instance's{part}"
     )
     return found
 

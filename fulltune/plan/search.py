@@ -88,7 +88,7 @@ def _left_open(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host
         work = workload.workload(with_budget(config, size), lengths)
         tried = replace(setup, batch=work.largest)
         if config.deepspeed == deepspeed_configs.AUTO:
-            yield from _shardings(tried, work, gpu, host_memory, size)
+            yield from _shardings(tried, work, gpu, host_memory, size, elastic=_elastic(config))
         else:
             yield from _if_it_fits(tried, OWN, work, gpu, host_memory, size)
 
@@ -130,15 +130,22 @@ def _choices(config: RunConfig, setup: Setup, lengths: Lengths, gpu: Gpu, host_m
         work = workload.workload(with_budget(config, size), lengths)
         for checkpointing in (False, True):
             tried = replace(setup, batch=work.largest, checkpointing=checkpointing)
-            yield from _shardings(tried, work, gpu, host_memory, size)
+            yield from _shardings(tried, work, gpu, host_memory, size, elastic=_elastic(config))
 
 
-def _shardings(setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: int) -> Iterator[Choice]:
+def _elastic(config: RunConfig) -> bool:
+    """Whether the run may go on with another number of workers."""
+    return config.ray.max_workers != config.ray.min_workers
+
+
+def _shardings(
+    setup: Setup, work: Workload, gpu: Gpu, host_memory: int, size: int, *, elastic: bool = False
+) -> Iterator[Choice]:
     """What fits of the shipped shardings, with the buckets for this size of model."""
     for scheme in SCHEMES:
         name = deepspeed_configs.sized(scheme, setup.shape.hidden_size)
         tried = replace(setup, sharding=sharding.read(deepspeed_configs.load(name)))
-        if runs(tried):
+        if runs(tried, elastic=elastic):
             yield from _if_it_fits(tried, name, work, gpu, host_memory, size)
 
 
@@ -157,9 +164,16 @@ def _if_it_fits(setup: Setup, name: str, work: Workload, gpu: Gpu, host_memory: 
         )
 
 
-def runs(setup: Setup) -> bool:
-    """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several."""
+def runs(setup: Setup, *, elastic: bool = False) -> bool:
+    """Whether the engine takes it: ZeRO-0 is for float32, and hpZ for whole nodes, of which there are several.
+
+    Args:
+        elastic: the number of workers may change, also to one of which the nodes' GPUs are no divisor: DeepSpeed would
+            end there with an assertion.
+    """
     if setup.sharding.stage == 0 and setup.dtype_bytes != FP32:
         return False
     copies = setup.sharding.hpz_partition
-    return copies == 1 or (copies == setup.workers_per_node < setup.workers and setup.workers % copies == 0)
+    if copies == 1:
+        return True
+    return not elastic and copies == setup.workers_per_node < setup.workers and setup.workers % copies == 0

@@ -24,10 +24,12 @@ from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Setup
 from fulltune.plan.shape import ModelShape
 from fulltune.plan.sharding import Sharding
+from fulltune.plan.states import FP32
 
-# Bytes that cross the GPU's memory, in bf16, counted operation by operation. Forward, per layer and unit of hidden
-# size: two norms 8, two residual additions 12, the activation between MLP matrices 16; the backward pass moves twice
-# as much.
+# Bytes that cross the GPU's memory, in bf16, counted operation by operation; float32 moves twice as many (of logits,
+# which are float32 in part anyway, at most). Forward, per layer and unit of hidden size: two norms 8, two residual
+# additions 12, the activation between MLP matrices 16; the backward pass moves twice as much.
+BF16 = 2
 LAYER_BYTES = 36
 # per logit: written in bf16, cast to float32, softmax, its gradient, cast back, read by two products
 LOGIT_BYTES = 24
@@ -78,6 +80,7 @@ class Work:
         communication, exposed: seconds of its collectives, of those that compute can hide and of those it cannot.
         weight_bytes, update_bytes: memory traffic per parameter of a micro-batch, and of an update.
         host: seconds of copies to the host and of the update there.
+        dtype_bytes: of the training dtype; it decides about the peak and the traffic.
     """
 
     shape: ModelShape
@@ -92,6 +95,7 @@ class Work:
     weight_bytes: int = WEIGHT_BYTES
     update_bytes: int = UPDATE_BYTES
     host: float = 0.0
+    dtype_bytes: int = BF16
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +116,31 @@ class StepTime:
 
 def step_time(work: Work, gpu: Gpu, efficiency: float) -> StepTime:
     """The step of one GPU; all GPUs have the same share, so it is the step of the run."""
-    shape = work.shape
-    layers = LAYER_BYTES * shape.num_layers * shape.hidden_size * work.tokens * (3 + work.recomputed_layers)
-    weights = work.weight_bytes * shape.parameters * work.micro_batches
-    moved = layers + LOGIT_BYTES * shape.vocab_size * work.logits + weights
-    # forward and backward, the scores formed again in the backward pass, and the forward pass of checkpointed layers
-    attention = work.flops.attention * (1 + 1 / 6 + work.recomputed_layers / 3)
-    slower = (1 / MMA_SYNC.get(gpu.name, 1.0) - 1) * attention
     return StepTime(
-        products=(work.flops.hardware + slower) / (efficiency * gpu.bf16_flops),
-        memory=moved / rates.memory(gpu),
+        products=_products(work, gpu) / (efficiency * gpu.peak(work.dtype_bytes)),
+        memory=_moved(work) / rates.memory(gpu),
         communication=work.communication,
         exposed=work.exposed,
         update=work.update_bytes * work.updated / rates.memory(gpu),
         host=work.host,
     )
+
+
+def _products(work: Work, gpu: Gpu) -> float:
+    """FLOPs of matrix products, those of attention counted by the rate that they reach on tensor cores."""
+    if work.dtype_bytes == FP32:
+        return work.flops.hardware
+    # forward and backward, the scores formed again in the backward pass, and the forward pass of checkpointed layers
+    attention = work.flops.attention * (1 + 1 / 6 + work.recomputed_layers / 3)
+    return work.flops.hardware + (1 / MMA_SYNC.get(gpu.name, 1.0) - 1) * attention
+
+
+def _moved(work: Work) -> float:
+    """Bytes that cross the GPU's memory in the passes."""
+    shape = work.shape
+    layers = LAYER_BYTES * shape.num_layers * shape.hidden_size * work.tokens * (3 + work.recomputed_layers)
+    weights = work.weight_bytes * shape.parameters * work.micro_batches
+    return work.dtype_bytes / BF16 * (layers + LOGIT_BYTES * shape.vocab_size * work.logits + weights)
 
 
 def planned_step(
@@ -174,6 +188,7 @@ def planned_step(
         updated=count / (workers if setup.sharding.stage else 1) if on_device else 0.0,
         communication=communication_time(traffic, gpu, gpus=workers, nodes=nodes, node_rate=gpu.network_bandwidth),
         host=_offload_time(setup.sharding, count / workers, setup.dtype_bytes, micro_batches),
+        dtype_bytes=setup.dtype_bytes,
     )
     return step_time(work, gpu, efficiency(gpu, nodes=nodes))
 

@@ -53,7 +53,9 @@ def whole(text: str) -> int:
 def add_nodes(parser: argparse.ArgumentParser) -> None:
     """What the plan shall take the nodes for."""
     parser.add_argument("--host-memory", type=positive, metavar="GIB", help="of a node; default: the usual instance's")
-    parser.add_argument("--gpus-per-node", type=whole, metavar="N", help="default: the usual instance's")
+    parser.add_argument(
+        "--gpus-per-node", type=whole, metavar="N", help="default: the usual instance's, the others in proportion"
+    )
     parser.add_argument(
         "--node-network-gbit", type=positive, metavar="GBIT", help="into each node; default: the usual instance's"
     )

@@ -79,7 +79,9 @@ def train_and_report(resolved: object, *, with_report: bool, nodes: Options | No
     try:
         with cluster.connected():
             if not force:
-                refuse_what_cannot_fit(resolved, cluster.with_gpu(resolved.ray, nodes or USUAL), say=recipe.say)
+                refuse_what_cannot_fit(
+                    resolved, cluster.with_gpu(resolved.ray, nodes or USUAL, certain=True), say=recipe.say
+                )
             for stage in earlier:
                 checkpoint = train(stage, arguments=sys.argv, nodes=nodes, force=force, say=recipe.say)
                 export.export_run(stage, checkpoint, stage.run_dir / lineage.EXPORT)

@@ -36,16 +36,33 @@ def test_mfu_counts_eight_segments_and_the_supervised_logits():
 
 
 def test_the_bill_of_eight_gpus():
-    bill = on_a100().bill(step=10, spent_hours=0.5, seconds_per_step=36.0)
+    bill = on_a100().bill(meter.Spent(), step=10, held_hours=0.5, seconds_per_step=36.0)
     assert bill == {
-        "seconds_to_go": 3600.0, "gpu_hours": 4.0, "gpu_hours_to_go": 8.0, "cost_usd": 8.0, "cost_usd_to_go": 16.0
+        "hours": 0.5, "seconds_to_go": 3600.0, "gpu_hours": 4.0, "gpu_hours_to_go": 8.0, "cost_usd": 8.0,
+        "cost_usd_to_go": 16.0,
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("workers", [8, 32])
+def test_what_other_numbers_of_gpus_cost_before_is_carried_forward(workers):
+    """After 10 hours on 16 GPUs the bill is 160 GPU-hours, whatever the run goes on with."""
+    before = meter.Spent(hours=10.0, gpu_hours=160.0, cost_usd=480.0)
+    bill = on_a100(workers=workers).bill(before, step=10, held_hours=0.5, seconds_per_step=36.0)
+    assert (bill["hours"], bill["gpu_hours"], bill["cost_usd"]) == (10.5, 160 + workers / 2, 480 + workers)
+    assert (bill["gpu_hours_to_go"], bill["cost_usd_to_go"]) == (workers, 2 * workers)
+
+
+def test_hours_that_no_price_was_known_for_have_todays():
+    before = meter.Spent(hours=10.0, gpu_hours=160.0)
+    assert on_a100().bill(before, step=10, held_hours=0.5, seconds_per_step=36.0)["cost_usd"] == 2 * (160 + 4)
+    unpriced = on_a100(usd_per_hour=None).bill(before, step=10, held_hours=0.5, seconds_per_step=36.0)
+    assert (unpriced["gpu_hours"], unpriced["cost_usd"]) == (164.0, None)
+
+
 def test_without_a_price_there_are_hours_and_without_a_gpu_neither():
-    unpriced = on_a100(usd_per_hour=None).bill(step=10, spent_hours=0.5, seconds_per_step=36.0)
+    unpriced = on_a100(usd_per_hour=None).bill(meter.Spent(), step=10, held_hours=0.5, seconds_per_step=36.0)
     assert (unpriced["gpu_hours"], unpriced["cost_usd"]) == (4.0, None)
-    cpu = on_a100(on_gpu=False).bill(step=10, spent_hours=0.5, seconds_per_step=36.0)
+    cpu = on_a100(on_gpu=False).bill(meter.Spent(), step=10, held_hours=0.5, seconds_per_step=36.0)
     assert {cpu[key] for key in ("gpu_hours", "gpu_hours_to_go", "cost_usd", "cost_usd_to_go")} == {None}
     assert cpu["seconds_to_go"] == 3600.0
 
@@ -76,7 +93,8 @@ def test_gpus_are_known_by_what_cuda_calls_them(name, found):
     ("gpu", "dtype", "peak"),
     [
         ("NVIDIA A10G", "bfloat16", 70e12),
-        ("NVIDIA A10G", "float32", None),
+        ("NVIDIA A10G", "float16", 70e12),
+        ("NVIDIA A10G", "float32", 35e12),
         ("GeForce 9", "bfloat16", None),
         (None, "float32", None),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -44,11 +45,29 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
 
 
 def test_hours_of_earlier_attempts_stay_on_the_bill(tmp_path):
-    (tmp_path / metrics.FILE).write_text(json.dumps({"step": 1, "hours": 2.0}) + "\n")
+    (tmp_path / metrics.FILE).write_text(json.dumps({"step": 1, "hours": 2.0, "gpu_hours": 8.0}) + "\n")
     log_of(tmp_path, keep_to=0).step(done(1))
     (line,) = metrics.read(tmp_path)
     assert line["hours"] == pytest.approx(2.0, abs=0.01)
     assert line["gpu_hours"] == pytest.approx(8.0, abs=0.04)
+
+
+@pytest.mark.parametrize("workers", [8, 16, 32])
+def test_a_run_that_goes_on_with_other_workers_keeps_what_it_has_spent(tmp_path, workers):
+    """Two attempts on 16 GPUs came before; the second one's last step will be taken again, and was paid for."""
+    lines = [
+        {"step": 1, "hours": 4.0, "gpu_hours": 64.0, "cost_usd": 128.0},
+        {"step": 1, "valid_loss": 2.0},
+        {"step": 2, "hours": 10.0, "gpu_hours": 160.0, "cost_usd": 320.0},
+    ]
+    (tmp_path / metrics.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = replace(METER, workers=workers, usd_per_hour=3.0)
+    log = metrics.MetricsLog(tmp_path, meter=figures, began=time.perf_counter() - 3600, keep_to=1)
+    log.step(done(2))
+    last = list(metrics.read(tmp_path))[-1]
+    assert last["hours"] == pytest.approx(11.0, abs=0.01)
+    assert last["gpu_hours"] == pytest.approx(160 + workers, abs=0.3)
+    assert last["cost_usd"] == pytest.approx(320 + 3 * workers, abs=1)
 
 
 def test_what_is_to_go_follows_from_the_time_per_step_of_this_attempt(tmp_path, monkeypatch):

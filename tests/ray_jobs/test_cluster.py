@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import ray
 
+from fulltune import config
 from fulltune.config import RayConfig
 from fulltune.plan.planner import Options
 from ray_jobs import cluster
+from ray_jobs.train import trainer_of
+from tasks.base import UserError
 
 GIB = 2**30
+RECIPE = Path(cluster.__file__).parent / "recipes" / "viggo_llama2_7b.yaml"
 RUN = RayConfig(use_gpu=True, accelerator_type="A10G", num_workers=4)
 
 
@@ -37,6 +43,36 @@ def test_nodes_of_the_runs_type_say_how_many_gpus_and_how_much_memory_they_have(
 @pytest.mark.parametrize("change", [{"use_gpu": False}, {"accelerator_type": "H100"}])
 def test_nodes_that_are_not_there_say_nothing(change):
     assert cluster.as_found(RUN.model_copy(update=change), Options()) == Options()
+
+
+A100S = [{"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0, "memory": 1000.0 * GIB}]
+
+
+@pytest.mark.parametrize("name", ["A100", "A100-40", "A100-80", "a100-80"])
+def test_a_type_whose_memory_the_recipe_names_is_found_by_rays_label(monkeypatch, name):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Resources": row, "Alive": True} for row in A100S])
+    monkeypatch.setattr(cluster, "_autoscaler_limits", dict)
+    run = RUN.model_copy(update={"accelerator_type": name, "num_workers": 8})
+    cluster.refuse_what_cannot_fit(run)
+    assert cluster.as_found(run, Options()).gpus_per_node == 8
+    with pytest.raises(UserError, match=r"accelerator_type:A100 0\.001"):
+        cluster.refuse_what_cannot_fit(run.model_copy(update={"num_workers": 9}))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("A100-80", "A100"), ("RTX-4090", "GeForce-RTX-4090"), ("A10G", "A10G"), (None, None)]
+)
+def test_workers_are_placed_by_rays_label_and_planned_by_the_recipes_name(monkeypatch, tmp_path, name, label):
+    import ray.train.torch
+
+    made = {}
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **named: made.update(named))
+    kind = f"ray.accelerator_type={name or 'null'}"
+    run = config.load(RECIPE, [kind, f"ray.storage_path={tmp_path}"])
+    trainer_of(run, lambda payload: payload, {})
+    assert made["scaling_config"].accelerator_type == label
+    assert run.ray.accelerator_type == name
 
 
 def test_without_a_cluster_nothing_is_known():

@@ -9,6 +9,7 @@ import pytest
 
 import deepspeed_configs
 from fulltune import architectures, config
+from fulltune.engine import settings
 from fulltune.plan import hardware, memory, planner, search, shape, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
@@ -104,7 +105,10 @@ def test_auto_where_nothing_fits_names_what_needs_least():
 def test_auto_on_cpus_and_a_named_file_stays():
     on_cpu = {"ray__use_gpu": False, "ray__accelerator_type": None, "model__dtype": "auto"}
     assert plan("7b", 2, deepspeed="auto", **on_cpu).config.deepspeed == "zero2"
-    assert plan("7b", 1, deepspeed="auto", **on_cpu).config.deepspeed == "zero0"
+    for dtype, name in {"auto": "zero0", "float32": "zero0", "bfloat16": "zero1"}.items():
+        found = plan("7b", 1, deepspeed="auto", **(on_cpu | {"model__dtype": dtype})).config
+        assert found.deepspeed == name
+        settings.complete(found, num_workers=1)  # which the engine does
     assert plan("7b", 2, deepspeed="zero1").config.deepspeed == "zero1"
 
 
@@ -122,6 +126,15 @@ def test_a_second_copy_of_the_weights_pays_where_the_network_decides():
     one_node = replace(made.setup, workers=8)
     fitting = {choice.deepspeed for choice in search._shardings(one_node, made.work, slow, slow.node_memory, 512)}
     assert "zero3_hpz_7b" not in fitting
+
+
+@pytest.mark.parametrize(("workers", "copied"), [(16, True), ([16, 16], True), ([16, 24], False), ([16, 17], False)])
+def test_workers_that_may_change_have_no_second_copy(workers, copied):
+    """DeepSpeed's groups want the world size to be a multiple of the partition, at every size of the range."""
+    found = plan("7b", workers, deepspeed="auto")
+    assert found.fits
+    assert ("hpz" in found.config.deepspeed) == copied
+    assert ("hpz" in found.best.deepspeed) == copied
 
 
 def test_the_smallest_cluster_is_minimal():
@@ -162,6 +175,15 @@ def test_price_and_host_memory_replace_the_tables():
     assert cheap.cost_usd == pytest.approx(16 * cheap.hours)
     assert any("host memory per node" in problem for problem in cheap.problems)
     assert plan("7b", options=Options(gpu="RTX-4090")).cost_usd is None
+
+
+def test_float32_on_a_gpu_is_planned_at_the_peak_without_tensor_cores():
+    half, full = (plan("7b", 8, Options(gpu="A100-80"), model__dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert full.hours > 10 * half.hours
+    assert full.cost_usd > 10 * half.cost_usd
+    assert plan("7b", 8, Options(gpu="A100-80"), model__dtype="float16").hours == pytest.approx(half.hours)
+    assert any("19.5 TFLOP/s, the peak in float32 (NVIDIA data sheet)" in line for line in full.assumptions)
+    assert any("312 TFLOP/s, the peak of the 16-bit types" in line for line in half.assumptions)
 
 
 def test_steps_and_tokens_follow_the_recipe():
@@ -216,6 +238,19 @@ def test_hpz_needs_several_gpus_per_node():
     assert "hpz" not in single.config.deepspeed
     assert "hpz" not in single.best.deepspeed
     assert single.setup.workers_per_node == 1
+
+
+def test_nodes_with_fewer_gpus_have_as_much_less_of_the_usual_network_and_host():
+    """The usual A10G instance has eight GPUs, 768 GiB and 100 Gbit/s."""
+    usual, single = plan("7b"), plan("7b", options=Options(gpus_per_node=1))
+    assert (single.gpu.network_bandwidth, single.host_memory) == (12.5e9 / 8, 96 * 2**30)
+    assert single.hours > 3 * usual.hours
+    assert any(line.endswith("the usual instance's with 8 GPU(s), times 1/8") for line in single.assumptions)
+    assert any(line.endswith("where not given, the usual instance's") for line in usual.assumptions)
+    given = plan("7b", options=Options(gpus_per_node=1, node_network=5e9, host_memory=2**36)).gpu
+    assert (given.node_size, given.network_bandwidth, given.node_memory) == (1, 5e9, 2**36)
+    same = plan("7b", options=Options(gpus_per_node=8)).gpu
+    assert same == usual.gpu == hardware.gpu("A10G")
 
 
 def test_a_host_that_could_train_but_not_save_is_refused():

@@ -71,6 +71,19 @@ def test_attention_is_slower_than_products_on_hopper_only():
         assert (throughput.step_time(work, gpu, 0.5).products > 1.2 * plain) == slower
 
 
+@pytest.mark.parametrize("name", ["foundry-h100-3b-s65536-g8", "foundry-a100-3b-s65536-g8"])
+def test_float32_is_timed_at_its_own_peak_and_moves_twice_the_bytes(name):
+    case = row(name)
+    gpu = hardware.gpu(case.gpu)
+    half = throughput._work(case, gpu)
+    full = replace(half, dtype_bytes=4)
+    steps = throughput.step_time(half, gpu, 0.5), throughput.step_time(full, gpu, 0.5)
+    assert steps[1].products == pytest.approx(full.flops.hardware / (0.5 * gpu.fp32_flops))
+    assert steps[1].products > 8 * steps[0].products
+    assert steps[1].memory == pytest.approx(2 * steps[0].memory)
+    assert steps[1].update == steps[0].update, "its states are float32 in any case"
+
+
 def test_time_between_nodes_is_set_by_the_node_not_by_its_gpus():
     gpu = hardware.gpu("A100-80")
     traffic = Traffic(reduce_scatter=10**9, all_gather=2 * 10**9)
