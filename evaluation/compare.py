@@ -124,6 +124,7 @@ def measure(
     metric = headline_metric(task)
     subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
     others = [row for row in rows if row is not subject]
+    bases = [row for row in others if row.role == "base"]
     texts = examples.texts(task, records[:limit])
     ranking = examples.worst_first(task, subject, others)
     flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks} if leaks else {}
@@ -137,7 +138,7 @@ def measure(
         split=split,
         models=rows,
         subject=subject,
-        base=best([row for row in others if row.role == "base"], metric) or (others[0] if others else None),
+        base=best(bases, metric, task.metrics) or (others[0] if others else None),
         metric=metric,
         pairs=tuple(pair for m in task.metrics if m.higher_is_better is not None for pair in paired_tests(rows, m)),
         worst=examples.worst(texts, ranking, [subject, *others]),

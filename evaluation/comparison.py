@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluation.economy import Economy, Usage
@@ -146,7 +148,8 @@ class Comparison:
         source, split: where the records came from, if known.
         models: in the order given.
         subject: the model the report is about: the last tuned one, else the last.
-        base: the model it started from, at its best setting if there are several; None when there is one model only.
+        base: the model it started from, at its best setting on the headline metric if there are several (see `best` for
+            ties); None when there is one model only.
         metric: the headline metric.
         pairs: paired tests, every metric with a direction and every two models.
         worst: examples that the subject got most wrong.
@@ -230,9 +233,25 @@ def _clean_json(row: Clean) -> dict[str, Any]:
     return {"label": row.label, "all": row.every.as_json(), "clean": row.clean.as_json()}
 
 
-def best(models: Sequence[Model], metric: Metric) -> Model | None:
-    """The model with the best mean, the earlier one on a tie; None when no model has one."""
-    sign = -1.0 if metric.higher_is_better is False else 1.0
-    measured = [(row.scores.metrics[metric.name].mean, row) for row in models]
-    ranked = [(sign * mean, row) for mean, row in measured if mean is not None]
-    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
+def best(models: Sequence[Model], metric: Metric, ties: Sequence[Metric] = ()) -> Model | None:
+    """The model with the best mean; None when no model has one.
+
+    A tie on `metric` is broken by the headline metrics among `ties`, one after the other, then by the mean of those of
+    them that have a direction and are shares (free numbers have units of their own); at last the earlier model wins.
+    """
+    further = [other for other in ties if other.headline and other.name != metric.name]
+    shares = [other for other in ties if other.higher_is_better is not None and other.kind != "mean"]
+
+    def rank(model: Model) -> tuple[float, ...]:
+        together = [value for other in shares if (value := _goodness(model, other)) > -math.inf]
+        mean = fmean(together) if together else -math.inf
+        return _goodness(model, metric), *(_goodness(model, other) for other in further), mean
+
+    measured = [model for model in models if model.scores.metrics[metric.name].mean is not None]
+    return max(measured, key=rank, default=None)
+
+
+def _goodness(model: Model, metric: Metric) -> float:
+    """The mean, with its sign turned where less is better; minus infinity where there is none."""
+    mean = model.scores.metrics[metric.name].mean
+    return -math.inf if mean is None else -mean if metric.higher_is_better is False else mean

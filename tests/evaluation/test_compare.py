@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 import tasks
 from evaluation.compare import compare, headline_metric, measure, role_of
-from evaluation.comparison import Comparison, Entry
+from evaluation.comparison import Comparison, Entry, best
 from evaluation.power import detectable_proportion
 from evaluation.predictions import Prediction, read_predictions, write_predictions
 from evaluation.score import score_file
@@ -200,6 +201,22 @@ def test_the_base_is_taken_at_its_best_setting(entry: Build, fake_task: Task, ma
     found = _measure([*rows, entry("tuned", many, set()), entry("gpt-4", many, set(range(10)))], fake_task, many)
     assert found.base is not None
     assert (found.subject.label, found.base.label) == ("tuned", "base-40")
+
+
+def test_a_tie_on_the_headline_metric_leaves_the_base_that_is_better_on_the_rest(
+    entry: Build, fake_task: Task, many: list[Record]
+) -> None:
+    """No base row gets anything right; the later one has the form, the earlier one has not."""
+    zero = entry("base-0shot", many, set(range(120)), says="LOUD", role="base")
+    four = entry("base-4shot", many, set(range(120)), says="w0", role="base")
+    also = entry("base-8shot", many, set(range(120)), says="w0", role="base")
+    found = _measure([zero, four, also, entry("tuned", many, set())], fake_task, many)
+    assert found.base is not None
+    assert found.base.label == "base-4shot", "the earlier one where nothing tells them apart"
+    rows = {model.label: model for model in found.models}
+    more = [fake_task.metric("correct"), replace(fake_task.metric("letters"), headline=True)]
+    assert best([rows["base-8shot"], rows["base-0shot"]], more[0], more) is rows["base-0shot"], "headlines come first"
+    assert best([rows["base-8shot"], rows["base-0shot"]], more[0]) is rows["base-8shot"]
 
 
 def test_of_several_tuned_rows_the_last_is_the_subject(entry: Build, fake_task: Task, many: list[Record]) -> None:
