@@ -35,7 +35,7 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
     assert run.report is not None, "called for recipes with a report"
     task = task_of(run)
     tuned = export_run(run, checkpoint, run.run_dir / lineage.EXPORT)
-    records = load(task, run.report.split, run.data.source, columns=run.data.columns or None, limit=run.report.limit)
+    records = load(task, run.report.split, run.data.source, columns=run.data.columns or None)
     provenance = json.loads((run.run_dir / "provenance.json").read_text())
     about = {"checkpoint": checkpoint.name, "checkpoint_digest": identity(checkpoint)}
     entries = [_entry(run, task, row, tuned, say) for row in run.report.models]
@@ -50,7 +50,8 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         provenance=provenance | about | {"config": run.model_dump(mode="json")},
         source=run.data.source,
         split=run.report.split,
-        leaks=_leaks(run, task, records, say),
+        limit=run.report.limit,
+        leaks=_leaks(run, task, records[: run.report.limit], say),
         usd_per_worker_hour=run.report.usd_per_worker_hour,
         processes=os.cpu_count(),
     )
