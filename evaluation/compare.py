@@ -232,9 +232,10 @@ def _model(
     price: float | None,
 ) -> Model:
     if entry.predictions.is_dir():
-        scores, answers = _stored_scores(entry.predictions, task, records, limit), {}
+        scores, answers, predicted = _stored_scores(entry.predictions, task, records, limit), {}, 0
     else:
         predictions = read_predictions(entry.predictions)
+        predicted = len(predictions.by_id)  # recorded times and costs are of them all, not of the scored ones only
         scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
         scores = read_all(readers(entry.label), task, records[:limit], predictions, scores)
         answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
@@ -248,7 +249,7 @@ def _model(
         scores=scores,
         completions={identity: answer.completion for identity, answer in answers.items()},
         tokens=_tokens(list(answers.values())),
-        usage=economy.usage(entry.details, list(answers.values()), price),
+        usage=economy.usage(entry.details, list(answers.values()), price, predicted=predicted),
     )
 
 

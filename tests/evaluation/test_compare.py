@@ -146,6 +146,7 @@ def test_limit_keeps_the_first_records_everywhere(three: list[Entry], fake_task:
     assert (found.n, found.limit) == (40, 40)
     assert [model.scores.n for model in found.models] == [40, 40, 40]
     assert all(model.scores.warnings == () for model in found.models)
+    assert found.models[1].usage.seconds_per_answer == pytest.approx(3.5 / 120), "the time is that of all answers"
     assert _measure(three, fake_task, many, limit=500).limit is None
 
 
