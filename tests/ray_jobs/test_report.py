@@ -22,7 +22,7 @@ TREE = {
     "data": {"limit": 40},
     "report": {"limit": 6, "models": [{"model": "base"}, {"model": "base", "shots": 3}, {"model": "tuned"}]},
 }
-LOGGED = {"step": 3, "loss": 1.0, "tokens": 3600, "tokens_per_s": 1.0}
+LOGGED = [{"step": step, "loss": 1.0, "tokens": 1200, "tokens_per_s": 1.0} for step in (1, 2, 3)]
 
 
 def made(tmp_path, name="run", rows=40, **changes):
@@ -34,7 +34,7 @@ def made(tmp_path, name="run", rows=40, **changes):
     (checkpoint / "manifest.json").write_text(json.dumps({"files": {"a": {"sha256": name}}}))
     (run.run_dir / "config.yaml").write_text(config.dump(run))
     (run.run_dir / "inputs.json").write_text(json.dumps({"model": str(tmp_path / "start")}))
-    (run.run_dir / "metrics.jsonl").write_text(json.dumps(LOGGED) + "\n")
+    (run.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LOGGED))
     facts = {"git": "abc", "versions": {"torch": "2"}, "data": {"train": {"rows": rows}}}
     (run.run_dir / "provenance.json").write_text(json.dumps(facts))
     return run, checkpoint
