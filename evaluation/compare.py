@@ -17,7 +17,7 @@ from statistics import stdev
 from typing import Any, cast, get_args
 
 from evaluation import economy, examples, jsonl, report
-from evaluation.comparison import Clean, Comparison, Entry, Model, Pair, Role, Tokens, best
+from evaluation.comparison import Clean, Comparison, Entry, LeakCheck, Model, Pair, Role, Tokens, best
 from evaluation.intervals import Estimate, estimate
 from evaluation.judge import Reader, read_all
 from evaluation.paired import PairedTest, holm, paired_test
@@ -54,6 +54,7 @@ def compare(
     split: str | None = None,
     limit: int | None = None,
     leaks: Mapping[str, str] | None = None,
+    checked: LeakCheck | None = None,
     usd_per_worker_hour: float | None = None,
     processes: int | None = None,
     spec: TaskSpec | None = None,
@@ -71,6 +72,7 @@ def compare(
         provenance: versions, git sha, hardware, command, configuration; printed as it is.
         source, split: where the records came from; the report says so, and says that bundled data is generated.
         leaks: record id -> why it may have been seen in training; the report flags them and scores without them too.
+        checked: what was looked through for leaks; the report says it, and says where nothing was.
         usd_per_worker_hour: price of a worker (a GPU, or a CPU process), for costs of tuning and of own answers.
         limit, processes, spec: as in `score`.
         readers: label of a row -> the judge and the extractor that read its answers.
@@ -92,6 +94,7 @@ def compare(
         split=split,
         limit=limit,
         leaks=leaks,
+        checked=checked,
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
@@ -115,6 +118,7 @@ def measure(
     spec: TaskSpec | None,
     readers: Readers = no_readers,
     leaks: Mapping[str, str] | None = None,
+    checked: LeakCheck | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
@@ -148,6 +152,7 @@ def measure(
         series=series(rows, headline_metrics(task)),
         economy=economy.economy(subject.details, subject.usage, usages, usd_per_worker_hour),
         leaks=flagged,
+        checked=checked or LeakCheck(),
         clean=tuple(_clean(row, metric, flagged) for row in rows) if flagged else (),
         loss_curve=loss_curve,
         provenance=provenance,

@@ -137,6 +137,14 @@ class Clean:
 
 
 @dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """What the records were compared with to find leaks, and what could not be looked through; by name."""
+
+    against: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Several models on the same records of one task.
 
@@ -158,6 +166,7 @@ class Comparison:
         series: rows that differ in one thing only.
         economy: what tuning cost and when it pays.
         leaks: record id -> why it may have been seen in training; `clean` has the figures without those records.
+        checked: what was looked through for them; empty where nobody looked.
         loss_curve: logged training steps.
         provenance: what made the run: versions, git sha, hardware, command, configuration.
     """
@@ -180,6 +189,7 @@ class Comparison:
     series: Series
     economy: Economy
     leaks: Mapping[str, str]
+    checked: LeakCheck
     clean: tuple[Clean, ...]
     loss_curve: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, Any]
@@ -210,7 +220,12 @@ class Comparison:
             "worst": [asdict(example) for example in self.worst],
             "series": asdict(self.series),
             "economy": asdict(self.economy),
-            "leaks": {"records": dict(self.leaks), "clean": [_clean_json(row) for row in self.clean]},
+            "leaks": {
+                "records": dict(self.leaks),
+                "against": list(self.checked.against),
+                "left_out": list(self.checked.left_out),
+                "clean": [_clean_json(row) for row in self.clean],
+            },
             "loss_curve": [dict(line) for line in self.loss_curve],
             "provenance": dict(self.provenance),
             "items": self._items(),

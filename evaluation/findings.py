@@ -199,12 +199,16 @@ def prompt_sentences(comparison: Comparison) -> list[str]:
 
 
 def leak_sentence(comparison: Comparison) -> str:
-    """How many records are flagged; "" without a flag."""
-    if not comparison.leaks:
-        return ""
-    count = len(comparison.leaks)
+    """How many records are flagged and what they were compared with, or that nobody looked."""
+    checked, count = comparison.checked, len(comparison.leaks)
+    against = f"checked against {', '.join(checked.against)}" if checked.against else "not checked"
+    against += f" (not looked through: {', '.join(checked.left_out)})" if checked.left_out else ""
+    if not count:
+        none = ": none of them is flagged" if checked.against else ""
+        return f"Whether these {counted(comparison.n, 'record')} were seen in training was {against}{none}."
     flagged = f"{counted(count, 'record')} of {comparison.n:,} {plural(count, 'is', 'are')} flagged"
-    return f"{flagged}: seen in training, or too like it. The table has the headline metric with and without them."
+    found = f"{flagged}: seen in training, or too like it. The table has the headline metric with and without them."
+    return f"{found} All were {against}." if checked.against else found
 
 
 def economy_sentences(comparison: Comparison) -> list[str]:

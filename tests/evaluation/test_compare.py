@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from evaluation.compare import compare, headline_metric, measure, role_of
-from evaluation.comparison import Comparison, Entry, best
+from evaluation.comparison import Comparison, Entry, LeakCheck, best
 from evaluation.power import detectable_proportion
 from evaluation.predictions import Prediction, read_predictions, write_predictions
 from evaluation.score import score_file
@@ -248,6 +248,45 @@ def test_flagged_records_are_left_out_of_the_clean_figures(
     assert rows["tuned"] == (0.75, pytest.approx(89 / 118), 118)
     assert rows["base"] == (0.25, pytest.approx(29 / 118), 118)
     assert _measure(three, fake_task, many).clean == ()
+
+
+@pytest.mark.parametrize(
+    ("leaks", "checked", "said"),
+    [
+        ({}, None, "Whether these 120 records were seen in training was not checked."),
+        (
+            {},
+            LeakCheck(("train of a (9 rows)",)),
+            "Whether these 120 records were seen in training was checked against train of a (9 rows): none of them is "
+            "flagged.",
+        ),
+        (
+            {},
+            LeakCheck((), ("train, a stream",)),
+            "Whether these 120 records were seen in training was not checked (not looked through: train, a stream).",
+        ),
+        (
+            {"backwards-test-0": "seen"},
+            LeakCheck(("train (9 rows)",), ("more, a stream",)),
+            "1 record of 120 is flagged: seen in training, or too like it. The table has the headline metric with and "
+            "without them. All were checked against train (9 rows) (not looked through: more, a stream).",
+        ),
+    ],
+)
+def test_what_was_looked_through_for_leaks_is_said(
+    entry: Build,
+    fake_task: Task,
+    many: list[Record],
+    tmp_path: Path,
+    leaks: dict[str, str],
+    checked: LeakCheck | None,
+    said: str,
+) -> None:
+    rows = [entry("tuned", many, set())]
+    results = compare(rows, task=fake_task, records=many, out=tmp_path / "out", leaks=leaks, checked=checked)
+    assert results["leaks"]["against"] == list(checked.against if checked else ())
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
 
 
 def test_every_record_has_a_place_in_the_order_the_faultless_ones_last(

@@ -140,6 +140,7 @@ def test_a_row_that_was_trained_on_is_flagged(tmp_path, answered):
     run, checkpoint = made(tmp_path, name="short", data={"source": str(folder), "limit": 10})
     results = json.loads((report.report(run, checkpoint, say=print) / "results.json").read_text())
     assert results["leaks"]["records"] == {}, "the row is there, and was not trained on"
+    assert (results["leaks"]["against"], results["leaks"]["left_out"]) == (["train (10 rows)"], [])
 
 
 def test_a_price_per_worker_hour_gives_the_cost_of_tuning(tmp_path, answered):
