@@ -17,7 +17,7 @@ from statistics import stdev
 from typing import Any, cast, get_args
 
 from evaluation import economy, examples, jsonl, report
-from evaluation.comparison import Clean, Comparison, Entry, Model, Pair, Role, Tokens, best
+from evaluation.comparison import Clean, Comparison, Entry, LeakCheck, Model, Pair, Role, Tokens, best
 from evaluation.intervals import Estimate, estimate
 from evaluation.judge import Reader, read_all
 from evaluation.paired import PairedTest, holm, paired_test
@@ -54,6 +54,7 @@ def compare(
     split: str | None = None,
     limit: int | None = None,
     leaks: Mapping[str, str] | None = None,
+    checked: LeakCheck | None = None,
     usd_per_worker_hour: float | None = None,
     processes: int | None = None,
     spec: TaskSpec | None = None,
@@ -71,6 +72,7 @@ def compare(
         provenance: versions, git sha, hardware, command, configuration; printed as it is.
         source, split: where the records came from; the report says so, and says that bundled data is generated.
         leaks: record id -> why it may have been seen in training; the report flags them and scores without them too.
+        checked: what was looked through for leaks; the report says it, and says where nothing was.
         usd_per_worker_hour: price of a worker (a GPU, or a CPU process), for costs of tuning and of own answers.
         limit, processes, spec: as in `score`.
         readers: label of a row -> the judge and the extractor that read its answers.
@@ -92,6 +94,7 @@ def compare(
         split=split,
         limit=limit,
         leaks=leaks,
+        checked=checked,
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
@@ -115,6 +118,7 @@ def measure(
     spec: TaskSpec | None,
     readers: Readers = no_readers,
     leaks: Mapping[str, str] | None = None,
+    checked: LeakCheck | None = None,
     usd_per_worker_hour: float | None = None,
 ) -> Comparison:
     """Everything of `compare` but the writing."""
@@ -124,6 +128,7 @@ def measure(
     metric = headline_metric(task)
     subject = next((row for row in reversed(rows) if row.role == "tuned"), rows[-1])
     others = [row for row in rows if row is not subject]
+    bases = [row for row in others if row.role == "base"]
     texts = examples.texts(task, records[:limit])
     ranking = examples.worst_first(task, subject, others)
     flagged = {record.id: leaks[record.id] for record in records[:limit] if record.id in leaks} if leaks else {}
@@ -137,7 +142,7 @@ def measure(
         split=split,
         models=rows,
         subject=subject,
-        base=best([row for row in others if row.role == "base"], metric) or (others[0] if others else None),
+        base=best(bases, metric, task.metrics) or (others[0] if others else None),
         metric=metric,
         pairs=tuple(pair for m in task.metrics if m.higher_is_better is not None for pair in paired_tests(rows, m)),
         worst=examples.worst(texts, ranking, [subject, *others]),
@@ -147,6 +152,7 @@ def measure(
         series=series(rows, headline_metrics(task)),
         economy=economy.economy(subject.details, subject.usage, usages, usd_per_worker_hour),
         leaks=flagged,
+        checked=checked or LeakCheck(),
         clean=tuple(_clean(row, metric, flagged) for row in rows) if flagged else (),
         loss_curve=loss_curve,
         provenance=provenance,
@@ -231,9 +237,10 @@ def _model(
     price: float | None,
 ) -> Model:
     if entry.predictions.is_dir():
-        scores, answers = _stored_scores(entry.predictions, task, records, limit), {}
+        scores, answers, predicted = _stored_scores(entry.predictions, task, records, limit), {}, 0
     else:
         predictions = read_predictions(entry.predictions)
+        predicted = len(predictions.by_id)  # recorded times and costs are of them all, not of the scored ones only
         scores = score(task, records, predictions, limit=limit, processes=processes, spec=spec)
         scores = read_all(readers(entry.label), task, records[:limit], predictions, scores)
         answers = {item.id: predictions.by_id[item.id] for item in scores.items if item.id in predictions.by_id}
@@ -247,7 +254,7 @@ def _model(
         scores=scores,
         completions={identity: answer.completion for identity, answer in answers.items()},
         tokens=_tokens(list(answers.values())),
-        usage=economy.usage(entry.details, list(answers.values()), price),
+        usage=economy.usage(entry.details, list(answers.values()), price, predicted=predicted),
     )
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluation.economy import Economy, Usage
@@ -135,6 +137,14 @@ class Clean:
 
 
 @dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """What the records were compared with to find leaks, and what could not be looked through; by name."""
+
+    against: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Several models on the same records of one task.
 
@@ -146,7 +156,8 @@ class Comparison:
         source, split: where the records came from, if known.
         models: in the order given.
         subject: the model the report is about: the last tuned one, else the last.
-        base: the model it started from, at its best setting if there are several; None when there is one model only.
+        base: the model it started from, at its best setting on the headline metric if there are several (see `best` for
+            ties); None when there is one model only.
         metric: the headline metric.
         pairs: paired tests, every metric with a direction and every two models.
         worst: examples that the subject got most wrong.
@@ -155,6 +166,7 @@ class Comparison:
         series: rows that differ in one thing only.
         economy: what tuning cost and when it pays.
         leaks: record id -> why it may have been seen in training; `clean` has the figures without those records.
+        checked: what was looked through for them; empty where nobody looked.
         loss_curve: logged training steps.
         provenance: what made the run: versions, git sha, hardware, command, configuration.
     """
@@ -177,6 +189,7 @@ class Comparison:
     series: Series
     economy: Economy
     leaks: Mapping[str, str]
+    checked: LeakCheck
     clean: tuple[Clean, ...]
     loss_curve: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, Any]
@@ -207,7 +220,12 @@ class Comparison:
             "worst": [asdict(example) for example in self.worst],
             "series": asdict(self.series),
             "economy": asdict(self.economy),
-            "leaks": {"records": dict(self.leaks), "clean": [_clean_json(row) for row in self.clean]},
+            "leaks": {
+                "records": dict(self.leaks),
+                "against": list(self.checked.against),
+                "left_out": list(self.checked.left_out),
+                "clean": [_clean_json(row) for row in self.clean],
+            },
             "loss_curve": [dict(line) for line in self.loss_curve],
             "provenance": dict(self.provenance),
             "items": self._items(),
@@ -230,9 +248,25 @@ def _clean_json(row: Clean) -> dict[str, Any]:
     return {"label": row.label, "all": row.every.as_json(), "clean": row.clean.as_json()}
 
 
-def best(models: Sequence[Model], metric: Metric) -> Model | None:
-    """The model with the best mean, the earlier one on a tie; None when no model has one."""
-    sign = -1.0 if metric.higher_is_better is False else 1.0
-    measured = [(row.scores.metrics[metric.name].mean, row) for row in models]
-    ranked = [(sign * mean, row) for mean, row in measured if mean is not None]
-    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
+def best(models: Sequence[Model], metric: Metric, ties: Sequence[Metric] = ()) -> Model | None:
+    """The model with the best mean; None when no model has one.
+
+    A tie on `metric` is broken by the headline metrics among `ties`, one after the other, then by the mean of those of
+    them that have a direction and are shares (free numbers have units of their own); at last the earlier model wins.
+    """
+    further = [other for other in ties if other.headline and other.name != metric.name]
+    shares = [other for other in ties if other.higher_is_better is not None and other.kind != "mean"]
+
+    def rank(model: Model) -> tuple[float, ...]:
+        together = [value for other in shares if (value := _goodness(model, other)) > -math.inf]
+        mean = fmean(together) if together else -math.inf
+        return _goodness(model, metric), *(_goodness(model, other) for other in further), mean
+
+    measured = [model for model in models if model.scores.metrics[metric.name].mean is not None]
+    return max(measured, key=rank, default=None)
+
+
+def _goodness(model: Model, metric: Metric) -> float:
+    """The mean, with its sign turned where less is better; minus infinity where there is none."""
+    mean = model.scores.metrics[metric.name].mean
+    return -math.inf if mean is None else -mean if metric.higher_is_better is False else mean

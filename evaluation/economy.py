@@ -61,12 +61,26 @@ class Economy:
     break_even: tuple[BreakEven, ...] = ()
 
 
-def usage(details: Mapping[str, Any], answers: Sequence[Prediction], usd_per_worker_hour: float | None) -> Usage:
-    """The averages of one model's predictions; `details` may hold facts of them all."""
+def usage(
+    details: Mapping[str, Any],
+    answers: Sequence[Prediction],
+    usd_per_worker_hour: float | None,
+    *,
+    predicted: int | None = None,
+) -> Usage:
+    """The averages of one model's predictions.
+
+    Args:
+        details: may hold totals: `seconds`, `workers`, `answers_cost_usd` of all `predicted` answers.
+        answers: those that are scored.
+        usd_per_worker_hour: price of a worker.
+        predicted: number of answers in the file; None: those that are scored.
+    """
+    total = len(answers) if predicted is None else predicted
     prompts = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     written = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
     latencies = _numbers(answers, "latency_s")
-    cost, basis = _cost(details, answers, usd_per_worker_hour)
+    cost, basis = _cost(details, answers, total, usd_per_worker_hour)
     seconds = number(details.get("seconds"))
     return Usage(
         prompt_tokens=fmean(prompts) if prompts else None,
@@ -75,26 +89,26 @@ def usage(details: Mapping[str, Any], answers: Sequence[Prediction], usd_per_wor
         cost_basis=basis,
         latency_s=float(np.median(latencies)) if latencies else None,
         latency_p95_s=float(np.quantile(latencies, 0.95)) if latencies else None,
-        seconds_per_answer=seconds / len(answers) if seconds and answers else None,
+        seconds_per_answer=seconds / total if seconds and total else None,
     )
 
 
 def _cost(
-    details: Mapping[str, Any], answers: Sequence[Prediction], usd_per_worker_hour: float | None
+    details: Mapping[str, Any], answers: Sequence[Prediction], predicted: int, usd_per_worker_hour: float | None
 ) -> tuple[float | None, Literal["ledger", "worker hours"] | None]:
     """USD per 1,000 answers: what each was charged, else what all were, else the workers' hours at their price."""
     charged = _numbers(answers, "cost_usd")
     if charged:
         return 1000.0 * fmean(charged), "ledger"
-    if not answers:
+    if not predicted:
         return None, None
     total = number(details.get("answers_cost_usd"))
     if total is not None:
-        return 1000.0 * total / len(answers), "ledger"
+        return 1000.0 * total / predicted, "ledger"
     seconds, workers = number(details.get("seconds")), number(details.get("workers"))
     if usd_per_worker_hour is None or not seconds or not workers:
         return None, None
-    return 1000.0 * seconds / HOUR_S * workers * usd_per_worker_hour / len(answers), "worker hours"
+    return 1000.0 * seconds / HOUR_S * workers * usd_per_worker_hour / predicted, "worker hours"
 
 
 def economy(

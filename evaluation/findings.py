@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.comparison import Comparison, Model, Pair
+from evaluation.comparison import Comparison, Model, Pair, best
 from evaluation.economy import BreakEven
 from evaluation.intervals import Estimate
 from evaluation.paired import differs
@@ -26,6 +26,7 @@ class Verdict:
     Attributes:
         mine, theirs: each over the records that the row has a value for.
         change: mine minus theirs over the records that both have: the difference that is tested.
+        row: label of the other row where it is not the one that the finding names, else "".
     """
 
     metric: Metric
@@ -33,11 +34,13 @@ class Verdict:
     theirs: Estimate
     pair: Pair
     change: float
+    row: str = ""
 
     @property
     def values(self) -> str:
-        """ "91.5 % against 80.0 %", and the paired difference where that is over other records than these."""
+        """ "91.5 % against 80.0 % of base-8shot", and the paired difference where that is over other records."""
         values = f"{number(self.mine.mean, self.metric)} against {number(self.theirs.mean, self.metric)}"
+        values += f" of {self.row}" if self.row else ""
         common = on_common(self.pair, self.mine, self.theirs)
         return f"{values}; {gap(self.change, self.metric)}{common}" if common else values
 
@@ -57,34 +60,64 @@ class Findings:
     worse: tuple[Verdict, ...]
 
 
-def rivals(comparison: Comparison) -> list[Model]:
-    """The rows that the subject is judged by: its base at its best, and every row that is neither base nor tuned."""
+def rivals(comparison: Comparison, metric: Metric) -> list[Model]:
+    """The rows that the subject is judged by on a metric: the base at its best on it, and every row that is neither
+    base nor tuned.
+    """
+    return [_on(comparison, model, metric) for model in _named(comparison)]
+
+
+def _named(comparison: Comparison) -> list[Model]:
+    """The rows that findings are named after: the base of the headline stands for all settings of the base."""
     others = [model for model in comparison.models if model is not comparison.subject and model.role == "other"]
     base = comparison.base
     return [*([base] if base is not None else []), *(model for model in others if model is not base)]
 
 
+def _on(comparison: Comparison, other: Model, metric: Metric) -> Model:
+    """The row to set the subject against on this metric: that one; for the base its best setting, itself on a tie."""
+    if other is not comparison.base or other.role != "base":
+        return other
+    settings = [model for model in comparison.models if model.role == "base" and model is not other]
+    tested = [
+        model for model in (other, *settings) if comparison.pair(metric.name, comparison.subject.label, model.label)
+    ]
+    return best(tested, metric) or other
+
+
 def findings(comparison: Comparison) -> list[Findings]:
     """The subject against each of its rivals."""
-    return [_against(comparison, model) for model in rivals(comparison)]
+    return [_against(comparison, model) for model in _named(comparison)]
 
 
-def _against(comparison: Comparison, other: Model) -> Findings:
+def settings_sentence(comparison: Comparison) -> str:
+    """That the base is taken at its best on each metric; "" where it has one setting."""
+    count = sum(model.role == "base" for model in comparison.models if model is not comparison.subject)
+    if comparison.base is None or count < 2:
+        return ""
+    return (
+        f"Of the {count} settings of the base, each metric is set against the one that is best on it; it is named "
+        f"where it is not {comparison.base.label}."
+    )
+
+
+def _against(comparison: Comparison, named: Model) -> Findings:
     better, unclear, worse = [], [], []
     for metric in comparison.task.metrics:
+        other = _on(comparison, named, metric)
         pair = comparison.pair(metric.name, comparison.subject.label, other.label)
         mine, theirs = (m.scores.metrics[metric.name] for m in (comparison.subject, other))
         if pair is None:
             continue
         change = pair.change(comparison.subject.label)
-        verdict = Verdict(metric, mine, theirs, pair, change)
+        verdict = Verdict(metric, mine, theirs, pair, change, row="" if other is named else other.label)
         if not differs(pair.p_holm):
             unclear.append(verdict)
         elif (change > 0) == (metric.higher_is_better is not False):
             better.append(verdict)
         else:
             worse.append(verdict)
-    return Findings(other.label, tuple(better), tuple(unclear), tuple(worse))
+    return Findings(named.label, tuple(better), tuple(unclear), tuple(worse))
 
 
 def power_sentence(pair: Pair, comparison: Comparison) -> str:
@@ -166,12 +199,16 @@ def prompt_sentences(comparison: Comparison) -> list[str]:
 
 
 def leak_sentence(comparison: Comparison) -> str:
-    """How many records are flagged; "" without a flag."""
-    if not comparison.leaks:
-        return ""
-    count = len(comparison.leaks)
+    """How many records are flagged and what they were compared with, or that nobody looked."""
+    checked, count = comparison.checked, len(comparison.leaks)
+    against = f"checked against {', '.join(checked.against)}" if checked.against else "not checked"
+    against += f" (not looked through: {', '.join(checked.left_out)})" if checked.left_out else ""
+    if not count:
+        none = ": none of them is flagged" if checked.against else ""
+        return f"Whether these {counted(comparison.n, 'record')} were seen in training was {against}{none}."
     flagged = f"{counted(count, 'record')} of {comparison.n:,} {plural(count, 'is', 'are')} flagged"
-    return f"{flagged}: seen in training, or too like it. The table has the headline metric with and without them."
+    found = f"{flagged}: seen in training, or too like it. The table has the headline metric with and without them."
+    return f"{found} All were {against}." if checked.against else found
 
 
 def economy_sentences(comparison: Comparison) -> list[str]:

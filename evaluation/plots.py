@@ -78,8 +78,8 @@ def metrics_png(comparison: Comparison) -> bytes | None:
         rows = [model.scores.metrics[metric.name] for metric in metrics]
         heights = [index - 0.4 + thick * (place + 0.5) for index in range(len(metrics))]
         means = [_percent(row.mean) for row in rows]
-        low = [mean - _percent(row.low) for mean, row in zip(means, rows, strict=True)]
-        high = [_percent(row.high) - mean for mean, row in zip(means, rows, strict=True)]
+        low = [_length(mean, _percent(row.low)) for mean, row in zip(means, rows, strict=True)]
+        high = [_length(_percent(row.high), mean) for mean, row in zip(means, rows, strict=True)]
         axes.barh(heights, means, height=0.86 * thick, color=_colour(comparison, model), label=_plain(model.label))
         axes.errorbar(means, heights, xerr=[low, high], fmt="none", ecolor="#1b1f24", elinewidth=1, capsize=2.5)
     axes.set_yticks(range(len(metrics)), [metric.name for metric in metrics])
@@ -93,6 +93,11 @@ def metrics_png(comparison: Comparison) -> bytes | None:
 def _percent(share: float | None) -> float:
     """In percent; what was not measured is drawn as nothing, not as 0."""
     return math.nan if share is None else 100.0 * share
+
+
+def _length(upper: float, lower: float) -> float:
+    """Of an error bar; a mean of equal values may lie off them by the last bit, and no bar is shorter than nothing."""
+    return math.nan if math.isnan(upper - lower) else max(0.0, upper - lower)
 
 
 def errors_png(comparison: Comparison) -> bytes:
@@ -143,8 +148,8 @@ def curves_png(comparison: Comparison, curves: Sequence[Curve], axis: str, *, lo
     for place, curve in enumerate(shown):
         means = [100 * point.mean for point in curve.points]
         ends = [
-            [100 * (point.mean - point.low) for point in curve.points],
-            [100 * (point.high - point.mean) for point in curve.points],
+            [_length(100 * point.mean, 100 * point.low) for point in curve.points],
+            [_length(100 * point.high, 100 * point.mean) for point in curve.points],
         ]
         colour = CATEGORY_COLOURS[(place + 1) % len(CATEGORY_COLOURS)]
         label = _plain(f"{curve.name}, {curve.metric}")

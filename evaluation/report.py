@@ -149,7 +149,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     main = [
         pair
         for metric in headline
-        for rival in findings.rivals(comparison)
+        for rival in findings.rivals(comparison, metric)
         if (pair := comparison.pair(metric.name, comparison.subject.label, rival.label)) is not None
     ]
     return {
@@ -162,6 +162,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "warnings": wording.warnings(comparison),
         "limits": wording.limits(comparison),
         "findings": findings.findings(comparison),
+        "settings_sentence": findings.settings_sentence(comparison),
         "headline": headline,
         "published_rows": published_rows(task, headline),
         "chart": sorted(plots.shares(task.metrics), key=lambda metric: not metric.headline),

@@ -17,12 +17,13 @@ from typing import Any
 
 from evaluation import jsonl, training
 from evaluation.compare import Readers, compare, no_readers, role_of
-from evaluation.comparison import Entry
+from evaluation.comparison import Entry, LeakCheck
 from evaluation.pool import TaskSpec
 from fulltune import lineage
 from tasks import sources
 from tasks.base import Record, Task, UserError
 
+LEAKS = "leaks.json"
 _SHARED = ("task", "split", "source")  # what all rows of one report must agree on
 _SETTINGS = {"task_options": "task", "columns": "source"}  # also, and what each of them is a setting of
 
@@ -105,11 +106,18 @@ def compare_paths(
         split=part,
         limit=limit,
         leaks={**inputs.leaks, **(read_leaks(leaks) if leaks else {})},
+        checked=_checked(paths, leaks),
         usd_per_worker_hour=usd_per_worker_hour,
         processes=processes,
         spec=spec,
         readers=readers(plugin),
     )
+
+
+def _checked(paths: Sequence[Path], leaks: Path | None) -> LeakCheck:
+    """The files that say which records leak; what those were compared with is not known here."""
+    found = [f"leaks.json of {path.resolve().name}" for path in paths if _is_run(path) and (path / LEAKS).is_file()]
+    return LeakCheck((*found, *([leaks.name] if leaks else [])))
 
 
 def _references(task: Task, inputs: Inputs, references: Path | None) -> tuple[Sequence[Record], str, str]:
@@ -153,7 +161,7 @@ def resolve(
         entries=_unique(found),
         loss_curve=tuple(curves[-1]) if curves else (),
         provenance=_provenance(runs),
-        leaks={name: why for run in runs for name, why in read_leaks(run / "leaks.json", required=False).items()},
+        leaks={name: why for run in runs for name, why in read_leaks(run / LEAKS, required=False).items()},
         task_options=_setting("task_options", found, task, shared["task"]),
         columns=_setting("columns", found, source, shared["source"]),
         **shared,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from evaluation.economy import HOUR_S, number
@@ -19,7 +20,7 @@ _ASIDE = ("ray", "checkpoint", "validation", "tracking", "report", "stages")
 _VARIED = {"train": ("seed",), "data": ("limit",)}
 _START = ("name_or_path", "revision")  # of the model section: a later stage starts from a folder of the machine
 
-COVERS = "time in logged optimizer steps; validation, start-up, saving and lost work are not included"
+COVERS = "time in optimizer steps; validation, start-up, saving and lost work are not included"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Stage:
 
     Attributes:
         config: the resolved configuration, as a mapping.
-        steps: lines of metrics.jsonl. Time is that of logged steps: waiting, starting and lost work are not in it.
+        steps: lines of metrics.jsonl. Time is that of optimizer steps: waiting, starting and lost work are not in it.
         provenance: provenance.json; its manifest of the training split has the number of rows.
     """
 
@@ -75,13 +76,25 @@ def sentences(details: Mapping[str, Any]) -> list[str]:
 
 
 def worker_hours(steps: Iterable[Mapping[str, Any]], workers: float | None) -> float | None:
-    """Hours of all workers together that the steps took: tokens over tokens per second; None where not logged."""
-    seconds = [
-        tokens / speed
-        for step in steps
-        if (tokens := number(step.get("tokens"))) and (speed := number(step.get("tokens_per_s")))
-    ]
-    return round(sum(seconds) * workers / HOUR_S, 4) if seconds and workers else None
+    """Hours of all workers together that the optimizer steps took; None where nothing was logged.
+
+    A logged step took tokens over tokens per second, and stands for those since the one logged before it; the last one
+    also for those up to the last step that any line tells of. So `tracking.log_every_steps` changes nothing, nor do
+    attempts: the log is cut back to the step that a run resumes from, and of a step taken twice the later line counts.
+    """
+    lines = [(step, line) for line in steps if (step := number(line.get("step"))) is not None]
+    seconds = {step: spent for step, line in lines if (spent := _seconds(line)) is not None}
+    if not seconds or not workers:
+        return None
+    logged = sorted(seconds)
+    total = sum((step - before) * seconds[step] for before, step in pairwise([0.0, *logged]))
+    total += (max(step for step, _ in lines) - logged[-1]) * seconds[logged[-1]]
+    return round(total * workers / HOUR_S, 4)
+
+
+def _seconds(line: Mapping[str, Any]) -> float | None:
+    tokens, speed = number(line.get("tokens")), number(line.get("tokens_per_s"))
+    return tokens / speed if tokens and speed else None
 
 
 def setting(configs: Sequence[Mapping[str, Any]]) -> str:

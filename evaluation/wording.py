@@ -65,18 +65,36 @@ def headline(comparison: Comparison) -> str:
     if comparison.base is None:
         return f"{start} (95 % interval {interval(estimate, metric)}) {over}; there is no other model to compare with."
     top = best(others, metric)
-    clauses = [_clause(comparison, comparison.base, best_of=len(others) if top is comparison.base else 0)]
+    level = [model for model in others if top is not None and _mean(model, metric) == _mean(top, metric)]
+    if comparison.base in level:
+        top = comparison.base
+    rank = _rank(len(level), len(others))
+    clauses = [_clause(comparison, comparison.base, rank=rank if top is comparison.base else "")]
     clauses[0] += _verdict(comparison)
     if top is not None and top is not comparison.base:
-        clauses.append(_clause(comparison, top, best_of=len(others)))
+        clauses.append(_clause(comparison, top, rank=rank))
     return f"{start} {over}: {'; '.join(clauses)}{_missing(subject, comparison.base)}."
 
 
-def _clause(comparison: Comparison, other: Model, *, best_of: int) -> str:
+def _mean(model: Model, metric: Metric) -> float | None:
+    return model.scores.metrics[metric.name].mean
+
+
+def _rank(level: int, others: int) -> str:
+    """What the best of the other rows is among them, `level` of which have its mean; "" where there is only one."""
+    if others < 2:
+        return ""
+    if level == others:
+        return f", which is tied with the rest of the {others} other rows"
+    tied = f"which is tied with {level - 1} more as " if level > 1 else ""
+    return f", {tied}the best of the {others} other rows"
+
+
+def _clause(comparison: Comparison, other: Model, *, rank: str) -> str:
     metric = comparison.metric
     mine, theirs = (m.scores.metrics[metric.name] for m in (comparison.subject, other))
     pair = comparison.pair(metric.name, comparison.subject.label, other.label)
-    name = other.label + (f", the best of the {best_of} other rows" if best_of > 1 else "")
+    name = other.label + rank
     if pair is None:
         return f"nothing to set against {name}"
     change = pair.change(comparison.subject.label)

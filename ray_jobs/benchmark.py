@@ -27,13 +27,13 @@ from pydantic import Field, model_validator
 import tasks
 from evaluation import chat, jsonl, predict_api, prediction_file, prices, runs
 from evaluation.compare import compare
-from evaluation.comparison import Entry
+from evaluation.comparison import Entry, LeakCheck
 from evaluation.ledger import Budget
 from evaluation.pool import TaskSpec
 from fulltune import engines, provenance
 from fulltune.config import PromptStyle
 from fulltune.schema import Section, checked, read_tree
-from ray_jobs import cluster
+from ray_jobs import cluster, trained_on
 from ray_jobs.predict import Request, predict, usual_prompt
 from ray_jobs.readers import ReaderModel, readers
 from tasks.base import Record, Task, UserError
@@ -160,6 +160,7 @@ def _one_task(
         for model in benchmark.models
         if not model.answers or part.task in model.answers
     ]
+    leaks, checked = _leaks(benchmark, part, task, records[: part.limit], say)
     models = {"extractor": benchmark.extractor, "judge": benchmark.judge}
     with readers(models, task, benchmark.folder / ".api", benchmark.price_file) as found:
         return compare(
@@ -172,7 +173,8 @@ def _one_task(
             source=part.source,
             split=part.split,
             limit=part.limit,
-            leaks=_leaks(part, task, records[: part.limit]),
+            leaks=leaks,
+            checked=checked,
             usd_per_worker_hour=benchmark.usd_per_worker_hour,
             readers=found,
             processes=os.cpu_count(),
@@ -187,14 +189,20 @@ def _described(part: BenchmarkTask, records: Sequence[Record]) -> dict[str, Any]
     return {"source": part.source, "rows": len(records), "sha256": digest}
 
 
-def _leaks(part: BenchmarkTask, task: Task, records: Sequence[Record]) -> dict[str, str]:
-    """Records whose question stands in the training split as well."""
-    from evaluation.leaks import find_leaks
-
+def _leaks(
+    benchmark: Benchmark, part: BenchmarkTask, task: Task, records: Sequence[Record], say: Callable[[str], None]
+) -> tuple[dict[str, str], LeakCheck]:
+    """Records whose question stands in what the rows were trained on; and what that is."""
     if part.split == "train":
-        return {}
-    train = load(task, "train", part.source, columns=part.columns or None)
-    return dict(find_leaks(task, {"train": train, part.split: list(records)}, {}).reasons())
+        return {}, LeakCheck()
+    asked = [model for model in benchmark.models if not model.answers or part.task in model.answers]
+    rows = [trained_on.Row(m.label, Path(m.source(part.task)).expanduser(), m.role == "tuned") for m in asked]
+    look = trained_on.Look(say)
+
+    def whole() -> trained_on.Part:
+        return "train", task, load(task, "train", part.source, columns=part.columns or None)
+
+    return look.leaks(task, records, trained_on.rows_parts(rows, whole, look))
 
 
 @dataclass(frozen=True, slots=True)

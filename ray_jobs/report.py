@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation import prediction_file, runs
 from evaluation.compare import compare
-from evaluation.comparison import Entry
-from evaluation.leaks import seen_in_training
+from evaluation.comparison import Entry, LeakCheck
 from fulltune import config, lineage, metrics
 from fulltune.config import ReportModel, RunConfig
-from ray_jobs import benchmark
+from ray_jobs import benchmark, trained_on
 from ray_jobs.export import REPORT, export_run, identity, write_card
 from ray_jobs.predict import Request, predict
-from ray_jobs.prepare import task_of, training_sources
-from tasks.base import Record, Task, UserError
+from ray_jobs.prepare import task_of
+from tasks.base import Record, Task
 from tasks.sources import load
 
 API_KEYS = {"base_url", "omit", "budget_usd", "max_requests", "concurrency", "timeout_s", "api_key_env"}
@@ -35,11 +34,12 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
     assert run.report is not None, "called for recipes with a report"
     task = task_of(run)
     tuned = export_run(run, checkpoint, run.run_dir / lineage.EXPORT)
-    records = load(task, run.report.split, run.data.source, columns=run.data.columns or None, limit=run.report.limit)
+    records = load(task, run.report.split, run.data.source, columns=run.data.columns or None)
     provenance = json.loads((run.run_dir / "provenance.json").read_text())
     about = {"checkpoint": checkpoint.name, "checkpoint_digest": identity(checkpoint)}
     entries = [_entry(run, task, row, tuned, say) for row in run.report.models]
     out = run.run_dir / REPORT
+    leaks, checked = _leaks(run, task, records[: run.report.limit], say)
     compare(
         entries,
         task=task,
@@ -50,7 +50,9 @@ def report(run: RunConfig, checkpoint: Path, *, say: Callable[[str], None]) -> P
         provenance=provenance | about | {"config": run.model_dump(mode="json")},
         source=run.data.source,
         split=run.report.split,
-        leaks=_leaks(run, task, records, say),
+        limit=run.report.limit,
+        leaks=leaks,
+        checked=checked,
         usd_per_worker_hour=run.report.usd_per_worker_hour,
         processes=os.cpu_count(),
     )
@@ -78,29 +80,17 @@ def _cell(entry: dict[str, Any] | None) -> str:
     return f"{entry['mean']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _leaks(run: RunConfig, task: Task, records: Sequence[Record], say: Callable[[str], None]) -> dict[str, str]:
-    """Records whose question stands in what the run, or a stage that it continues, was trained on."""
+def _leaks(
+    run: RunConfig, task: Task, records: Sequence[Record], say: Callable[[str], None]
+) -> tuple[dict[str, str], LeakCheck]:
+    """Records whose question stands in what the run, or a stage that it continues, was trained on; and what that is."""
     assert run.report is not None, "called for recipes with a report"
     if run.report.split == "train":
-        return {}
-    return seen_in_training(task, records, _trained_on(run, say))
-
-
-def _trained_on(run: RunConfig, say: Callable[[str], None]) -> Iterator[tuple[str, Task, list[Record]]]:
-    """(name, task, rows) of every source of every stage; what cannot be read again is said and left out."""
+        return {}, LeakCheck()
     *earlier, _ = lineage.folders(run.run_dir)
-    for stage in [*(config.load(folder / lineage.CONFIG) for folder in earlier), run]:
-        name = f"train of {stage.ray.name}" if earlier else "train"
-        if stage.data.loader == "streaming":
-            say(f"leaks: {name} is a stream, too large to be looked through")
-            continue
-        try:
-            for source in training_sources(stage):
-                task = source.open()
-                rows = [row for row in source.records() if task.accepts is None or task.accepts(row)]
-                yield name, task, rows
-        except UserError as error:
-            say(f"leaks: {name} cannot be looked through ({error.got})")
+    made = [*(config.load(folder / lineage.CONFIG) for folder in earlier), run]
+    look = trained_on.Look(say)
+    return look.leaks(task, records, trained_on.parts(made, look, named=bool(earlier)))
 
 
 def _entry(run: RunConfig, task: Task, row: ReportModel, tuned: Path, say: Callable[[str], None]) -> Entry:

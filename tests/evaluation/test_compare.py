@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 import tasks
 from evaluation.compare import compare, headline_metric, measure, role_of
-from evaluation.comparison import Comparison, Entry
+from evaluation.comparison import Comparison, Entry, LeakCheck, best
 from evaluation.power import detectable_proportion
 from evaluation.predictions import Prediction, read_predictions, write_predictions
 from evaluation.score import score_file
@@ -145,6 +146,7 @@ def test_limit_keeps_the_first_records_everywhere(three: list[Entry], fake_task:
     assert (found.n, found.limit) == (40, 40)
     assert [model.scores.n for model in found.models] == [40, 40, 40]
     assert all(model.scores.warnings == () for model in found.models)
+    assert found.models[1].usage.seconds_per_answer == pytest.approx(3.5 / 120), "the time is that of all answers"
     assert _measure(three, fake_task, many, limit=500).limit is None
 
 
@@ -202,6 +204,22 @@ def test_the_base_is_taken_at_its_best_setting(entry: Build, fake_task: Task, ma
     assert (found.subject.label, found.base.label) == ("tuned", "base-40")
 
 
+def test_a_tie_on_the_headline_metric_leaves_the_base_that_is_better_on_the_rest(
+    entry: Build, fake_task: Task, many: list[Record]
+) -> None:
+    """No base row gets anything right; the later one has the form, the earlier one has not."""
+    zero = entry("base-0shot", many, set(range(120)), says="LOUD", role="base")
+    four = entry("base-4shot", many, set(range(120)), says="w0", role="base")
+    also = entry("base-8shot", many, set(range(120)), says="w0", role="base")
+    found = _measure([zero, four, also, entry("tuned", many, set())], fake_task, many)
+    assert found.base is not None
+    assert found.base.label == "base-4shot", "the earlier one where nothing tells them apart"
+    rows = {model.label: model for model in found.models}
+    more = [fake_task.metric("correct"), replace(fake_task.metric("letters"), headline=True)]
+    assert best([rows["base-8shot"], rows["base-0shot"]], more[0], more) is rows["base-0shot"], "headlines come first"
+    assert best([rows["base-8shot"], rows["base-0shot"]], more[0]) is rows["base-8shot"]
+
+
 def test_of_several_tuned_rows_the_last_is_the_subject(entry: Build, fake_task: Task, many: list[Record]) -> None:
     rows = [entry(label, many, set()) for label in ("tuned stage 1", "tuned stage 2", "gpt-4")]
     assert _measure(rows, fake_task, many).subject.label == "tuned stage 2"
@@ -230,6 +248,45 @@ def test_flagged_records_are_left_out_of_the_clean_figures(
     assert rows["tuned"] == (0.75, pytest.approx(89 / 118), 118)
     assert rows["base"] == (0.25, pytest.approx(29 / 118), 118)
     assert _measure(three, fake_task, many).clean == ()
+
+
+@pytest.mark.parametrize(
+    ("leaks", "checked", "said"),
+    [
+        ({}, None, "Whether these 120 records were seen in training was not checked."),
+        (
+            {},
+            LeakCheck(("train of a (9 rows)",)),
+            "Whether these 120 records were seen in training was checked against train of a (9 rows): none of them is "
+            "flagged.",
+        ),
+        (
+            {},
+            LeakCheck((), ("train, a stream",)),
+            "Whether these 120 records were seen in training was not checked (not looked through: train, a stream).",
+        ),
+        (
+            {"backwards-test-0": "seen"},
+            LeakCheck(("train (9 rows)",), ("more, a stream",)),
+            "1 record of 120 is flagged: seen in training, or too like it. The table has the headline metric with and "
+            "without them. All were checked against train (9 rows) (not looked through: more, a stream).",
+        ),
+    ],
+)
+def test_what_was_looked_through_for_leaks_is_said(
+    entry: Build,
+    fake_task: Task,
+    many: list[Record],
+    tmp_path: Path,
+    leaks: dict[str, str],
+    checked: LeakCheck | None,
+    said: str,
+) -> None:
+    rows = [entry("tuned", many, set())]
+    results = compare(rows, task=fake_task, records=many, out=tmp_path / "out", leaks=leaks, checked=checked)
+    assert results["leaks"]["against"] == list(checked.against if checked else ())
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert said in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
 
 
 def test_every_record_has_a_place_in_the_order_the_faultless_ones_last(

@@ -39,6 +39,14 @@ def test_the_cost_of_a_thousand_answers_is_the_ledger_s_else_the_workers(
     assert found.cost_basis == basis
 
 
+def test_totals_of_a_file_are_shared_by_all_its_answers_and_not_by_the_scored_ones_only() -> None:
+    few = _answers()
+    timed = usage({"seconds": 36.0, "workers": 2}, few, 1.5, predicted=40)
+    assert (timed.seconds_per_answer, timed.cost_per_1000_usd) == (0.9, pytest.approx(0.75))
+    assert usage({"answers_cost_usd": 0.4}, few, None, predicted=40).cost_per_1000_usd == pytest.approx(10.0)
+    assert usage({}, _answers(cost_usd=0.002), None, predicted=40).cost_per_1000_usd == pytest.approx(2.0)
+
+
 def test_break_even_is_the_first_answer_at_which_tuning_is_the_cheaper_way() -> None:
     found = break_even("gpt", 4.0, tuning_usd=3.0, tuned_usd=1.0)
     assert found.answers == 1000

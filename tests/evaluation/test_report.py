@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import pytest
 import tasks
 from evaluation import plots, report
 from evaluation.compare import compare, measure
-from evaluation.comparison import Comparison, Entry
+from evaluation.comparison import Comparison, Entry, Model
+from evaluation.intervals import Estimate
 from evaluation.predictions import Prediction, write_predictions
+from evaluation.series import Curve, Point
 from tasks.base import Record, Task
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "source", "wbr", "area", "base", "col", "embed", "track"}
@@ -234,6 +237,26 @@ def test_hostile_labels_are_drawn(hostile: Comparison) -> None:
     for png in (plots.metrics_png(hostile), plots.errors_png(hostile)):
         assert png is not None
         assert png.startswith(b"\x89PNG")
+
+
+def test_a_mean_that_is_off_its_equal_values_by_the_last_bit_is_drawn(comparison: Comparison) -> None:
+    equal = [0.95] * 3
+    mean = fmean(equal)
+    assert mean != equal[0], "what the test is about"
+    assert plots.curves_png(
+        comparison,
+        [Curve("a", "correct", tuple(Point(x, ("a",), mean, 0.95, 0.95) for x in (0, 4)))],
+        "worked examples",
+    )
+    for low, high in ((0.95, 0.95), (mean, mean), (None, None)):
+        off = [_with(model, Estimate(None if low is None else mean, low, high, 3)) for model in comparison.models]
+        flipped = [_with(model, Estimate(None if low is None else 0.95, low, high, 3)) for model in comparison.models]
+        for models in (off, flipped):
+            assert plots.metrics_png(replace(comparison, models=tuple(models)))
+
+
+def _with(model: Model, estimate: Estimate) -> Model:
+    return replace(model, scores=replace(model.scores, metrics=dict.fromkeys(model.scores.metrics, estimate)))
 
 
 def test_markdown_tables_have_one_shape(comparison: Comparison) -> None:

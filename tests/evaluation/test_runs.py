@@ -76,6 +76,7 @@ def test_leaks_come_from_the_run_folder_and_from_a_file(run: Path, tmp_path: Pat
     (tmp_path / "more.json").write_text('{"backwards-test-1": "in the prompt"}')
     results = compare_paths([run], out=tmp_path / "out", split="test", leaks=tmp_path / "more.json")
     assert results["leaks"]["records"] == {"backwards-test-0": "in train", "backwards-test-1": "in the prompt"}
+    assert results["leaks"]["against"] == [f"leaks.json of {run.name}", "more.json"]
     assert "leak: in the prompt" in (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "more.json").write_text('{"backwards-test-1": 3}')
     with pytest.raises(UserError, match=r"'backwards-test-1' has 3"):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import stdev
 from typing import Any
 
 import pytest
 
-from evaluation import charts, findings
+from evaluation import charts, findings, report
 from evaluation.compare import measure
 from evaluation.comparison import Comparison, Entry
 from tasks.base import Record, Task
@@ -40,6 +41,28 @@ def found(entry: Build, fake_task: Task, many: list[Record]) -> Comparison:
         entry("stranger", many, _wrong(1), role="tuned", training_rows=400, seed=3, shots=0, prompt="structured"),
     ]
     return _measure(rows, fake_task, many)
+
+
+def test_every_metric_is_set_against_the_base_that_is_best_on_it(
+    entry: Build, fake_task: Task, many: list[Record]
+) -> None:
+    """One setting of the base is right more often, the other one keeps the form; all are level on nothing."""
+    right = entry("base-4shot", many, set(range(100)), says="LOUD", role="base")
+    formed = entry("base-0shot", many, set(range(120)), role="base")
+    comparison = _measure([formed, right, entry("tuned", many, set(range(3)), role="tuned")], fake_task, many)
+    (against,) = findings.findings(comparison)
+    assert against.other == "base-4shot"
+    told = {verdict.metric.name: verdict.text for verdict in (*against.better, *against.unclear, *against.worse)}
+    assert told["correct"] == "correct: 97.5 % against 16.7 % (p < 0.001)"
+    assert told["format_violation"] == "format_violation: 0.0 % against 0.0 % of base-0shot (p = 1.000)"
+    assert [model.label for model in findings.rivals(comparison, fake_task.metric("format_violation"))] == [
+        "base-0shot"
+    ]
+    text = report.render_markdown(comparison, [])
+    said = "Of the 2 settings of the base, each metric is set against the one that is best on it"
+    assert said in text
+    assert said in report.render_html(comparison)
+    assert said not in report.render_markdown(replace(comparison, models=comparison.models[1:]), [])
 
 
 def test_few_shot_curves_are_in_order_of_shots(found: Comparison) -> None:

@@ -50,6 +50,21 @@ def test_hours_are_unknown_where_nothing_was_logged() -> None:
     assert worker_hours([{"tokens": 5, "tokens_per_s": 1.0}], None) is None
 
 
+def test_hours_do_not_depend_on_how_often_steps_are_logged() -> None:
+    def line(step: int, seconds: float = 2.0, attempt: int = 1) -> dict[str, Any]:
+        return {"step": step, "tokens": 100, "tokens_per_s": 100 / seconds, "attempt": attempt}
+
+    every = [line(step) for step in range(1, 1801)]
+    assert worker_hours(every, 3) == 3.0
+    assert worker_hours(every[49::50], 3) == 3.0
+    tail = [*every[49:1750:50], {"step": 1800, "valid_loss": 0.5}]
+    assert worker_hours(tail[:-2] + tail[-1:], 3) == 3.0, "steps after the last logged one"
+    resumed = [*every[49:900:50], line(950), *(line(step, 4.0, 2) for step in range(950, 1801, 50))]
+    assert worker_hours(resumed, 1) == 1.5, "steps up to 900 at two seconds, those of the second attempt at four"
+    skipped = [*every[:899], {"step": 900, "skipped": "loss", "value": "nan"}, *every[900:]]
+    assert worker_hours(skipped, 3) == 3.0, "a step without an update took its time too"
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "same"),
     [

@@ -85,6 +85,21 @@ def test_headline_names_the_best_other_row_and_missing_answers(
     )
 
 
+def test_headline_says_that_the_other_rows_are_tied(
+    compared: Compared, entry: Callable[..., Entry], many: list[Record]
+) -> None:
+    rows = [entry(f"base-{shots}shot", many, set(range(120))) for shots in (0, 4, 8)]
+    assert wording.headline(compared(*rows, entry("tuned", many, set()))) == (
+        "On backwards, tuned scores 100.0 % for correct over 120 records: 100.0 points above base-0shot, which is tied "
+        "with the rest of the 3 other rows (0.0 %; p < 0.001)."
+    )
+    level = [entry("gpt-4", many, set(range(60))), entry("base", many, set(range(60))), rows[0]]
+    assert wording.headline(compared(*level, entry("tuned", many, set()))) == (
+        "On backwards, tuned scores 100.0 % for correct over 120 records: 50.0 points above base, which is tied with 1 "
+        "more as the best of the 3 other rows (50.0 %; p < 0.001)."
+    )
+
+
 def test_headline_tells_the_difference_that_was_tested(compared: Compared, partly: Callable[..., Entry]) -> None:
     """The base's mean is the higher one, over easy records that the tuned model has no value for; where both have one,
     the tuned model is better, and that is what the test says.

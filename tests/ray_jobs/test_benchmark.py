@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tasks
 from evaluation import prediction_file
+from evaluation.comparison import LeakCheck
+from fulltune import config
 from fulltune import tokenizer as tok
 from ray_jobs import benchmark, recipes
 from ray_jobs.cli import main
@@ -183,3 +185,55 @@ def test_only_a_role_that_the_user_gives_is_one(tmp_path, monkeypatch, given, ro
     written = {} if role is None else {"role": role}
     monkeypatch.setattr(benchmark, "predict", lambda request, **_: prediction_file.write_meta(request.out, written))
     assert benchmark._entry(asked).details.get("role") == role
+
+
+def trained(tmp_path, name, records, **data):
+    """A run folder that says it was trained on these records, and a source that asks the six of RECORDS."""
+    source = tmp_path / "data" / name
+    source.mkdir(parents=True)
+    for split, rows in (("train", records), ("test", RECORDS)):
+        (source / f"{split}.jsonl").write_text("".join(json.dumps(dict(row.fields)) + "\n" for row in rows))
+    ray = {"name": name, "storage_path": str(tmp_path)}
+    tree = {"task": "viggo", "model": {"name_or_path": "some/hub-id"}, "train": {"max_steps": 9}, "ray": ray}
+    run = config.resolve(tree | {"data": {"source": str(source)} | data}, "test")
+    run.run_dir.mkdir()
+    (run.run_dir / "config.yaml").write_text(config.dump(run))
+    return run.run_dir, source
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "against", "left_out"),
+    [
+        ({}, ["viggo-test-1", "viggo-test-4"], ["train of a (4 rows)"], []),
+        ({"limit": 3}, ["viggo-test-1"], ["train of a (3 rows)"], []),
+        ({"loader": "streaming"}, ["viggo-test-5"], ["train (1 row)"], ["train of a, a stream"]),
+    ],
+)
+def test_leaks_are_looked_for_in_what_the_run_was_trained_on(tmp_path, data, found, against, left_out):
+    fresh = load(TASK, "train", "bundled", limit=2)
+    run, _ = trained(tmp_path, "a", [*fresh, RECORDS[1], RECORDS[4]], **data)
+    _, asked = trained(tmp_path, "b", [RECORDS[5]])
+    models = [
+        {"label": "base", "model": "some/hub-id", "role": "base"},
+        {"label": "t", "model": str(run), "role": "tuned"},
+    ]
+    part = {"task": "viggo", "source": str(asked)}
+    whole = benchmark.read(described(tmp_path, tasks=[part], models=models))
+    leaks, checked = benchmark._leaks(whole, whole.tasks[0], TASK, RECORDS, print)
+    assert (list(leaks), list(checked.against), list(checked.left_out)) == (found, against, left_out)
+
+
+def test_leaks_are_looked_for_in_the_whole_training_split_where_the_tuning_is_not_known(tmp_path):
+    run, _ = trained(tmp_path, "a", [RECORDS[1]])
+    _, asked = trained(tmp_path, "b", [RECORDS[5]])
+    stranger = {"label": "u", "model": "some/hub-id", "role": "tuned"}
+    part = {"task": "viggo", "source": str(asked)}
+    for models, found in (
+        ([stranger], ["viggo-test-5"]),
+        ([stranger, {"label": "t", "model": str(run)}], ["viggo-test-1", "viggo-test-5"]),
+        ([{"label": "t", "model": str(run / "export")}], ["viggo-test-1"]),
+    ):
+        whole = benchmark.read(described(tmp_path, tasks=[part], models=models))
+        assert list(benchmark._leaks(whole, whole.tasks[0], TASK, RECORDS, print)[0]) == found
+    whole = benchmark.read(described(tmp_path, tasks=[part | {"split": "train"}], models=[stranger]))
+    assert benchmark._leaks(whole, whole.tasks[0], TASK, RECORDS, print) == ({}, LeakCheck())
