@@ -10,6 +10,7 @@ sqlglot has no time limit, so texts that could keep it busy are refused by size 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from sqlglot.schema import MappingSchema
 from sqlglot.tokenizer_core import Token, TokenType
 
 from tasks.sql.schema import Schema, read_schema
+
+# it warns of every text that it can only take for a command, with the text; such an answer is refused here anyway
+logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
 Read = TypeVar("Read")
 

@@ -278,3 +278,9 @@ def test_like_with_escape_and_glob() -> None:
     assert like("5!%", "57", "!") == 0
     assert glob("a*c?", "abbcd") == 1
     assert glob("A*", "abc") == 0
+
+
+def test_an_answer_that_is_a_command_is_refused_without_being_printed(capfd):
+    text = "CREATE TABLE people (name VARCHAR)\nSELECT * FROM people WHERE age = 3"
+    assert TASK.score(RECORD, Completion(text)).metrics["parse_valid"] == 0.0
+    assert capfd.readouterr() == ("", "")
