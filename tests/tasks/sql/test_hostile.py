@@ -281,6 +281,6 @@ def test_like_with_escape_and_glob() -> None:
 
 
 def test_an_answer_that_is_a_command_is_refused_without_being_printed(caplog):
-    text = "CREATE TABLE people (name VARCHAR)\nSELECT * FROM people WHERE age = 3"
+    text = "CREATE TABLE people (name VARCHAR)\n\nThe answer is 1."
     assert TASK.score(RECORD, Completion(text)).metrics["parse_valid"] == 0.0
     assert not caplog.records
