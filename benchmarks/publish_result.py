@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from benchmarks.without_rows import figures_only, results_only, without_paths
+from evaluation import training
 
 
 def publish(run: Path, out: Path) -> None:
@@ -40,6 +41,7 @@ def _how_it_was_made(run: Path, facts: dict[str, Any]) -> str:
     """Command, code and the course of the training."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
+    minutes = 60 * (training.worker_hours(lines, 1) or 0.0)  # of all steps, also where only some are logged
     seconds = sum(step["tokens"] / step["tokens_per_s"] for step in steps)
     tokens = sum(step["tokens"] for step in steps)
     valid = ", ".join(f"{line['valid_loss']:.4f} after step {line['step']}" for line in lines if "valid_loss" in line)
@@ -49,8 +51,8 @@ def _how_it_was_made(run: Path, facts: dict[str, Any]) -> str:
 {" ".join(str(part) for part in facts["command"])}
 ```
 
-Code {facts["git"]}, {facts["hardware"]}. {len(steps)} steps, {tokens:,} tokens, {seconds / 60:.0f} minutes in steps
-({tokens / seconds:.0f} tokens/s; other work ran on the machine at the same time), {steps[-1]["attempt"]} attempt(s).
+Code {facts["git"]}, {facts["hardware"]}. {steps[-1]["step"]} steps, {tokens:,} tokens
+in those that are logged, {minutes:.0f} minutes in steps ({tokens / seconds:.0f} tokens/s; other work ran on the machine at the same time), {steps[-1]["attempt"]} attempt(s).
 Validation loss: {valid}. Every step is in [metrics.jsonl](metrics.jsonl), the settings in [config.yaml](config.yaml).
 
 ![Training loss by step](plots/loss.png)
