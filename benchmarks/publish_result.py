@@ -52,7 +52,8 @@ def _how_it_was_made(run: Path, facts: dict[str, Any]) -> str:
 ```
 
 Code {facts["git"]}, {facts["hardware"]}. {steps[-1]["step"]} steps, {tokens:,} tokens
-in those that are logged, {minutes:.0f} minutes in steps ({tokens / seconds:.0f} tokens/s; other work ran on the machine at the same time), {steps[-1]["attempt"]} attempt(s).
+in those that are logged, {minutes:.0f} minutes in steps ({tokens / seconds:.0f} tokens/s;
+other work ran on the machine at the same time), {steps[-1]["attempt"]} attempt(s).
 Validation loss: {valid}. Every step is in [metrics.jsonl](metrics.jsonl), the settings in [config.yaml](config.yaml).
 
 ![Training loss by step](plots/loss.png)
