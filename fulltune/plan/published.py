@@ -3,7 +3,8 @@
 `published.csv` has one line per published figure, with its source; nothing in it is measured here. Rows that print both
 tokens/s and TFLOP/s or MFU check the FLOP accounting; the bf16, data-parallel ones fit and test the throughput model.
 
-The halves are decided by a hash of the row's id, within each pair of GPU and interconnect, before anything is fitted.
+The halves are decided by a hash of the row's id, within each pair of GPU and interconnect and each day on which rows
+were collected, before anything is fitted: rows that come later leave the halves of the earlier ones as they were.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Row:
         memory_gib: peak per GPU, as printed.
         reduce_dtype: in which FSDP sums gradients across workers; empty where the source does not tell.
         backward_prefetch: "post" if FSDP fetches a layer's weights only once the layer above has its gradients.
+        collected: the day on which the row was added, before any fit with it.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Row:
     reduce_dtype: str
     backward_prefetch: str
     note: str
+    collected: str
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -199,19 +202,20 @@ def excluded(row: Row) -> str | None:
 
 
 def fitting_rows() -> list[Row]:
-    """The rows that decide the efficiency constants: in each pair the half, rounded up, with the smaller hashes."""
-    return [row for pair in _pairs() for row in pair[: (len(pair) + 1) // 2]]
+    """The rows that decide the efficiency constants: in each group the half, rounded up, with the smaller hashes."""
+    return [row for group in _groups() for row in group[: (len(group) + 1) // 2]]
 
 
 def test_rows() -> list[Row]:
     """The other half."""
-    return [row for pair in _pairs() for row in pair[(len(pair) + 1) // 2 :]]
+    return [row for group in _groups() for row in group[(len(group) + 1) // 2 :]]
 
 
-def _pairs() -> Sequence[list[Row]]:
+def _groups() -> Sequence[list[Row]]:
+    """Rows of one GPU and interconnect that were collected on one day, by the hash of their id."""
     included = [row for row in rows() if excluded(row) is None]
-    pairs = sorted({row.pair for row in included})
-    return [sorted((row for row in included if row.pair == pair), key=_hash) for pair in pairs]
+    groups = sorted({(row.pair, row.collected) for row in included})
+    return [sorted((row for row in included if (row.pair, row.collected) == group), key=_hash) for group in groups]
 
 
 def _hash(row: Row) -> str:
