@@ -6,8 +6,8 @@ Trains a tiny Llama on CPU workers over gloo under ZeRO 0 to 3, with one and wit
 counts the payload of every collective of one step: bytes of the whole tensor, before any algorithm splits it. Sums of
 single numbers (loss, gradient norm, overflow flags) are counted too; the plan leaves them out.
 
-`--hpz` counts ZeRO++ hpZ instead, in processes of their own (DeepSpeed makes its groups once): four workers as two
-nodes of two, gathers inside a node apart from those across.
+`--hpz` counts ZeRO++ hpZ instead, each variant in processes of its own (DeepSpeed makes its groups once): four workers
+as two nodes of two, gathers inside a node apart from those across.
 """
 
 from __future__ import annotations
@@ -192,16 +192,20 @@ def prepare(folder: Path) -> None:
 
 def count(workers: int, *, hpz: bool = False) -> dict[str, Any]:
     """What a step of each stage and variant sends, counted by worker 0."""
+    launches = [[name] for name in HPZ] if hpz else [[*VARIANTS]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        return _launch(folder, workers, hpz=hpz)
+        found: dict[str, Any] = {}
+        for names in launches:
+            found |= _launch(folder, workers, names)
+        return found
 
 
-def _launch(folder: Path, workers: int, *, hpz: bool) -> dict[str, Any]:
+def _launch(folder: Path, workers: int, names: list[str]) -> dict[str, Any]:
     from fulltune import device
 
-    command = [sys.executable, "-m", "benchmarks.collective_bytes", "--folder", str(folder), *["--hpz"] * hpz]
+    command = [sys.executable, "-m", "benchmarks.collective_bytes", "--folder", str(folder), "--variants", *names]
     environment = device.worker_environment(use_gpu=False) | {"OMP_NUM_THREADS": "1"}
     found: dict[str, Any] = ranks.run(command, workers, environment, folder, timeout_s=BOUND_S)[0]
     return found
@@ -213,9 +217,11 @@ def main() -> None:
     parser.add_argument("--hpz", action="store_true", help="ZeRO++ hpZ on four workers")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--variants", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder:
-        rank(arguments.folder, HPZ if arguments.hpz else VARIANTS)
+        known = VARIANTS | HPZ
+        rank(arguments.folder, {name: known[name] for name in arguments.variants})
         return
     found = count(HPZ_WORKERS if arguments.hpz else arguments.workers, hpz=arguments.hpz)
     print(json.dumps(found, indent=1) if arguments.json else table(found))

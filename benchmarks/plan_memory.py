@@ -140,8 +140,11 @@ def peak(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             arguments = {"warm": str(warm), "jobs": jobs, "repeats": REPEATS}
             found = launch("measure_peak", workers, arguments, folder)
             for index, (name, _, stage) in enumerate(jobs):
-                was = max(int(statistics.median(rank[index])) for rank in found)
-                yield say(row("peak", f"{name} ZeRO-{stage} x {workers}", plan_peak(SMALL[name], stage, workers), was))
+                marks = max((rank[index] for rank in found), key=statistics.median)
+                was = int(statistics.median(marks))
+                will = plan_peak(SMALL[name], stage, workers)
+                apart = (max(marks) - min(marks)) / was
+                yield say(row("peak", f"{name} ZeRO-{stage} x {workers}", will, was) | {"repeats_apart": apart})
 
 
 def plan_peak(config: dict[str, Any], stage: int, workers: int) -> int:
@@ -214,7 +217,8 @@ def row(part: str, what: str, planned: int, measured: int) -> dict[str, Any]:
 def say(found: dict[str, Any]) -> dict[str, Any]:
     """Prints a row and hands it on."""
     sizes = f"planned {found['planned'] / 1e6:10.3f} MB   measured {found['measured'] / 1e6:10.3f} MB"
-    print(f"{found['part']:<12}{found['what']:<36}{sizes}   {found['error']:+7.2%}", flush=True)
+    apart = f"   repeats {found['repeats_apart']:.2%} apart" if "repeats_apart" in found else ""
+    print(f"{found['part']:<12}{found['what']:<36}{sizes}   {found['error']:+7.2%}{apart}", flush=True)
     return found
 
 

@@ -233,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speeds": speeds,
     "flops": fit_throughput.accounting,
     "throughput": fit_throughput.errors_by_pair,
+    "constants": fit_throughput.estimators,
     "excluded": fit_throughput.exclusions,
     "fits": fit_cases,
     "estimators": estimators.scores,

@@ -20,7 +20,7 @@ from fulltune.plan.workload import Lengths, Workload
 # without NVMe, which needs a folder on a fast local disk that a plan cannot know
 SCHEMES = tuple(scheme for scheme in deepspeed_configs.SCHEMES if scheme != "zero3_nvme")
 MICRO_BATCHES = tuple(2**power for power in range(9, 16))  # 512 to 32,768 tokens
-# plans this much slower than the fastest are as fast: half of the published rows are predicted no better (4.4 %,
+# plans this much slower than the fastest are as fast: half of the published rows are predicted no better (3.3 %,
 # docs/planning_evidence.md)
 AS_FAST = 1.05
 OWN = "the recipe's own"  # in a choice: the sharding that the recipe names

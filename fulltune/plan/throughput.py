@@ -13,9 +13,10 @@ tells which terms were tried and what each gave.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from math import log
+from statistics import fmean
 
 from fulltune.plan import hardware, published, rates
 from fulltune.plan.collectives import Traffic, step_traffic
@@ -55,17 +56,17 @@ NVME_SLOWER = 4  # states swapped through local disk
 
 # share of the peak that matrix products reach, by GPU and interconnect; fitted, see the module's docstring
 EFFICIENCY = {
-    ("A100-40", "nvlink"): 0.662,
-    ("A100-40", "rdma-1600"): 0.671,
-    ("A100-80", "nvlink"): 0.714,
-    ("A100-80", "rdma-1600"): 0.682,
-    ("A100-80", "rdma-400"): 0.632,
-    ("H100", "nvlink"): 0.56,
-    ("H100", "rdma-3200"): 0.556,
+    ("A100-40", "nvlink"): 0.66,
+    ("A100-40", "rdma-1600"): 0.658,
+    ("A100-80", "nvlink"): 0.683,
+    ("A100-80", "rdma-1600"): 0.671,
+    ("A100-80", "rdma-400"): 0.623,
+    ("H100", "nvlink"): 0.559,
+    ("H100", "rdma-3200"): 0.559,
     ("H100", "rdma-800"): 0.429,
     ("H200", "nvlink"): 0.745,
 }
-ASSUMED = 0.632  # for a GPU without rows: the lowest constant of an A100
+ASSUMED = 0.623  # for a GPU without rows: the lowest constant of an A100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,19 +304,30 @@ def _calls(row: published.Row, traffic: Traffic) -> tuple[float, float]:
     return traffic.all_gather / layer, traffic.reduce_scatter / (layer * (2 if row.reduce_dtype == "float32" else 1))
 
 
-def fit(rows: Iterable[published.Row]) -> dict[tuple[str, str], float]:
-    """One efficiency per pair of GPU and interconnect: the one whose median prediction is right."""
+def mean_log(ratios: Sequence[float]) -> float:
+    """Mean logarithm of predicted over published: above zero where predictions are too fast on the whole.
+
+    Its zero is least squares, for errors that are factors. Squares let a far row count, which a median never does, and
+    a plan's worst error is what costs most.
+    """
+    return fmean(map(log, ratios))
+
+
+def fit(
+    rows: Iterable[published.Row], centre: Callable[[Sequence[float]], float] = mean_log
+) -> dict[tuple[str, str], float]:
+    """One efficiency per pair of GPU and interconnect: where `centre` of its rows is zero."""
     by_pair: dict[tuple[str, str], list[published.Row]] = {}
     for row in rows:
         by_pair.setdefault(row.pair, []).append(row)
-    return {pair: round(_fit_one(group), 3) for pair, group in sorted(by_pair.items())}
+    return {pair: round(_fit_one(group, centre), 3) for pair, group in sorted(by_pair.items())}
 
 
-def _fit_one(rows: list[published.Row]) -> float:
+def _fit_one(rows: list[published.Row], centre: Callable[[Sequence[float]], float]) -> float:
     low, high = 0.05, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        fast = median(predicted_tokens_per_s(row, middle) / row.tokens_per_s for row in rows) > 1.0
+        fast = centre([predicted_tokens_per_s(row, middle) / row.tokens_per_s for row in rows]) > 0.0
         low, high = (low, middle) if fast else (middle, high)
     return (low + high) / 2
 

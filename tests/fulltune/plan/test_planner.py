@@ -186,6 +186,18 @@ def test_float32_on_a_gpu_is_planned_at_the_peak_without_tensor_cores():
     assert any("312 TFLOP/s, the peak of the 16-bit types" in line for line in half.assumptions)
 
 
+def test_a_gpu_without_a_tenth_to_spare_is_said_to_be_full():
+    """ZeRO-2 holds 7B on 16 A10G with 1 % to spare, ZeRO-3 with half, and 13B under ZeRO-2 not at all."""
+
+    def full(name, file):
+        return [line for line in plan(name, deepspeed=file).assumptions if "of the GPU is taken" in line]
+
+    (line,) = full("7b", "zero2")
+    assert line.startswith("memory: 99% of the GPU")
+    assert not full("7b", "zero3")
+    assert not full("13b", "zero2"), "it does not fit, which is said elsewhere"
+
+
 def test_steps_and_tokens_follow_the_recipe():
     found = plan("7b", train__num_epochs=10)
     assert found.work.steps == 10 * 20

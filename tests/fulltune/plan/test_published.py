@@ -46,7 +46,15 @@ def test_the_halves_are_disjoint_cover_everything_and_depend_on_ids_only():
     included = [row for row in published.rows() if published.excluded(row) is None]
     assert {r.id for r in fitting} | {r.id for r in tested} == {r.id for r in included}
     assert not {r.id for r in fitting} & {r.id for r in tested}
-    assert 0 <= len(fitting) - len(tested) <= len({r.pair for r in included})
+    assert 0 <= len(fitting) - len(tested) <= len({(r.pair, r.collected) for r in included})
+
+
+def test_rows_that_come_later_leave_the_earlier_halves_as_they_were(monkeypatch):
+    first = min(row.collected for row in published.rows())
+    before = [{r.id for r in half() if r.collected == first} for half in (published.fitting_rows, published.test_rows)]
+    earlier = tuple(row for row in published.rows() if row.collected == first)
+    monkeypatch.setattr(published, "rows", lambda: earlier)
+    assert [{r.id for r in half()} for half in (published.fitting_rows, published.test_rows)] == before
 
 
 @pytest.mark.parametrize(
