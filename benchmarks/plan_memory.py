@@ -117,7 +117,8 @@ def copies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         models = {name: write_model(Path(folder) / name, TINY[name]) for name in options.shapes}
         for workers in options.workers:
             jobs = [[name, str(models[name]), stage] for name in models for stage in options.stages]
-            counted = launch("count_copies", workers, {"jobs": jobs, "folder": folder}, folder)
+            saves = f"{folder}/saves-{workers}"
+            counted = launch("count_copies", workers, {"jobs": jobs, "folder": saves}, folder)
             for index, (name, _, stage) in enumerate(jobs):
                 will = plan_copies(TINY[name], stage, workers)
                 yield say(row("copies", f"{name} ZeRO-{stage} x {workers}", will, sum(rank[index] for rank in counted)))

@@ -11,7 +11,7 @@ import copy
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ class Snapshot:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors, and of files that are already there."""
-        return sum(_bytes(state) for state in self.states.values()) + sum(f.stat().st_size for f in self._others())
+        """Bytes of all tensors, tied ones once, and of files that are already there."""
+        copies = {id(tensor): tensor.nbytes for state in self.states.values() for tensor in _tensors(state)}
+        return sum(copies.values()) + sum(file.stat().st_size for file in self._others())
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the files below `folder` and returns their paths."""
@@ -111,11 +112,12 @@ def host_copy(value: Any, seen: dict[tuple[Any, ...], torch.Tensor]) -> Any:
     return copy.deepcopy(value)
 
 
-def _bytes(value: Any) -> int:
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(_bytes(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_bytes(item) for item in value)
-    return 0
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

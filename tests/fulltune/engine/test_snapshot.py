@@ -33,6 +33,15 @@ def test_a_view_takes_only_its_own_bytes_and_equal_views_are_one():
     assert copied["a"].untyped_storage().nbytes() == 40
 
 
+def test_tied_weights_are_copied_and_counted_once(tmp_path):
+    embedding = torch.zeros(100)
+    recorder = Recorder()
+    recorder.create(SimpleNamespace(save_dir=str(tmp_path)))
+    module = {"embed": embedding, "lm_head": embedding, "norm": torch.ones(5)}
+    recorder.save({"module": module, "optimizer": [torch.ones(7)]}, str(tmp_path / "shard.pt"))
+    assert Snapshot(recorder.states, tmp_path).bytes == 4 * (100 + 5 + 7)
+
+
 def test_what_is_written_is_what_was_recorded(tmp_path):
     scratch = tmp_path / "scratch"
     (scratch / "state" / "offloaded").mkdir(parents=True)
