@@ -50,7 +50,7 @@ def free_bytes(root: Path) -> int:
 def write_part(stage: Path, rank: int, files: Iterable[Path]) -> None:
     """Flushes and hashes this worker's files, then says so in its part, which is there whole or not at all."""
     entries = {str(file.relative_to(stage)): _flush_and_hash(file) for file in files}
-    _write_atomically(_part(stage, rank), json.dumps(entries))
+    write_atomically(_part(stage, rank), json.dumps(entries))
 
 
 def publish(
@@ -77,7 +77,7 @@ def publish(
     """
     files = _await_parts(stage, size, patience_s, abandoned)
     if not (root / POINTER).exists() and not published(root):
-        _write_atomically(root / POINTER, json.dumps({"step": 0}))  # a crash after the rename must not look like a loss
+        write_atomically(root / POINTER, json.dumps({"step": 0}))  # a crash after the rename must not look like a loss
     final = root / name(step)
     _seal(stage, final, {"step": step, "workers": size, "meta": dict(meta), "files": files})
     _point(root, step, meta.get("valid_loss"))
@@ -99,7 +99,7 @@ def publish_copy(root: Path, stage: Path, step: int, *, best: Mapping[str, Any])
     for path in stage.rglob("*"):
         if path.is_file():
             _flush_and_hash(path)
-    _write_atomically(root / POINTER, json.dumps({"step": step} | dict(best)))
+    write_atomically(root / POINTER, json.dumps({"step": step} | dict(best)))
     _rename(stage, root / name(step))
 
 
@@ -157,7 +157,7 @@ def _point(root: Path, step: int, valid_loss: float | None) -> None:
         content.pop("best_valid_loss")
     if valid_loss is not None and valid_loss < content.get("best_valid_loss", float("inf")):
         content |= {"best": step, "best_valid_loss": valid_loss}
-    _write_atomically(root / POINTER, json.dumps(content))
+    write_atomically(root / POINTER, json.dumps(content))
 
 
 def prune(root: Path, keep_last: int, protect: Collection[int] = ()) -> None:
@@ -190,7 +190,8 @@ def _flush_and_hash(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def _write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
+    """The file has its old content or all of the new one, whenever the machine stops."""
     temporary = file.with_name(f".tmp-{file.name}")
     _write_durably(temporary, text)
     os.replace(temporary, file)

@@ -6,19 +6,24 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fulltune.config import RayConfig, RunConfig
 from fulltune.plan import hardware
 from fulltune.plan.planner import Options
+from fulltune.preflight import facts
 from tasks.base import UserError
 
+log = logging.getLogger(__name__)
 LOCAL = "local"
+ANSWER_S = 30.0  # for a node to start a process and say how much memory it has
 SEVERAL_SIZES = ("A100",)  # 40 and 80 GB under one label
 
 
@@ -122,23 +127,47 @@ def places(needs: dict[str, float]) -> int:
 
 
 def as_found(config: RayConfig, nodes: Options) -> Options:
-    """The options with what Ray's nodes have where the user said nothing; unchanged where none has the run's GPUs.
-
-    Ray takes `memory` and its object store out of what was free when it started on a node: together they are what a
-    node's processes may use.
-    """
+    """The options with what Ray's nodes have where the user said nothing; unchanged where none has the run's GPUs."""
     if not (ray.is_initialized() and config.use_gpu):
         return nodes
     kind = _kind(config)
-    found = [node for node in _nodes() if node.get("GPU", 0) >= 1 and (kind is None or kind in node)]
+    found = {
+        node["NodeID"]: had
+        for node in ray.nodes()
+        if node["Alive"] and (had := node["Resources"]).get("GPU", 0) >= 1 and (kind is None or kind in had)
+    }
     if not found:
         return nodes
-    memory = min(int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in found)
     return replace(
         nodes,
-        gpus_per_node=nodes.gpus_per_node or max(int(node["GPU"]) for node in found),
-        host_memory=nodes.host_memory or memory or None,
+        gpus_per_node=nodes.gpus_per_node or max(int(had["GPU"]) for had in found.values()),
+        host_memory=nodes.host_memory or _host_memory(tuple(sorted(found))) or _reserved(found.values()) or None,
     )
+
+
+@lru_cache(maxsize=16)
+def _host_memory(nodes: tuple[str, ...]) -> int | None:
+    """The least that a process may take on any of these nodes, asked there; None where one does not answer."""
+    asked = [_limit.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+    try:
+        return min(ray.get([task.remote() for task in asked], timeout=ANSWER_S))
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        log.warning(
+            "a node does not say how much memory it has (%s): Ray's own figures are taken", type(error).__name__
+        )
+        return None
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _limit() -> int:
+    return facts.host_memory()[0]
+
+
+def _reserved(nodes: Iterable[dict[str, float]]) -> int:
+    """What Ray set aside on the smallest node. By itself it takes `memory` and its object store, three tenths, out of
+    what was free when it started; KubeRay gives the container's whole limit as `memory`, and the store comes on top.
+    """
+    return min(int(max(had.get("memory", 0), had.get("object_store_memory", 0) / 0.3)) for had in nodes)
 
 
 def with_gpu(config: RayConfig, nodes: Options, *, certain: bool = False) -> Options:
@@ -190,5 +219,5 @@ def _autoscaler_limits() -> dict[str, int]:
     try:
         return dict(state.get_max_resources_from_cluster_config() or {})
     except Exception as error:  # a private call: a Ray that changed it must not stop a run that fits
-        logging.getLogger(__name__).warning("cannot read the autoscaler's limits: %s", error)
+        log.warning("cannot read the autoscaler's limits: %s", error)
         return {}

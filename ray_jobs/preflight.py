@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from fulltune import commit
 from fulltune.config import RunConfig
 from fulltune.plan import memory, planner
 from fulltune.plan.planner import Plan
@@ -38,6 +39,7 @@ from ray_jobs.train import trainer_of
 from tasks.base import UserError
 
 POLL_S = 0.5
+CLEAN_UP_S = 30.0  # for taking the mark away, and for writing the record
 PROBE_BYTES = (2**23, 2**28)  # least and most that each worker writes
 T = TypeVar("T")
 
@@ -95,9 +97,13 @@ def preflight(run: RunConfig, options: Options, *, say: Callable[[str], None]) -
         )
         found = replace(found, seconds=time.monotonic() - begun)
     if ground.mark is not None:
-        with contextlib.suppress(OSError):  # a disk that filled up meanwhile has its own check
-            (run.run_dir / settled.PREFLIGHT).write_text(json.dumps(report.as_json(found), indent=1))
+        with contextlib.suppress(OSError):  # a disk that filled up meanwhile, or hangs, has its own check
+            bounded(lambda: _record(run, found), CLEAN_UP_S)
     return found
+
+
+def _record(run: RunConfig, found: Found) -> None:
+    commit.write_atomically(run.run_dir / settled.PREFLIGHT, json.dumps(report.as_json(found), indent=1))
 
 
 def _look(
@@ -132,10 +138,21 @@ def _look(
 def _mark(run: RunConfig, ground: _Ground, limit: float, stack: contextlib.ExitStack) -> None:
     """The driver's mark, which workers look for; a mount that hangs is given up like one that refuses."""
     try:
-        ground.mark = bounded(lambda: stack.enter_context(storage.marked(run.run_dir)), limit)
+        context, ground.mark = bounded(lambda: _entered(storage.marked(run.run_dir)), limit)
+        stack.callback(_leave, context)
         ground.checks.append(storage.check_writable(None, run.run_dir))
     except OSError as error:  # a TimeoutError is one
         ground.checks.append(storage.check_writable(error, run.run_dir))
+
+
+def _entered(context: contextlib.AbstractContextManager[str]) -> tuple[contextlib.AbstractContextManager[str], str]:
+    return context, context.__enter__()
+
+
+def _leave(context: contextlib.AbstractContextManager[str]) -> None:
+    """Takes the mark away; storage that began to hang meanwhile keeps it, and the verdict is printed."""
+    with contextlib.suppress(TimeoutError):
+        bounded(lambda: context.__exit__(None, None, None), CLEAN_UP_S)
 
 
 def _plan(run: RunConfig, architecture: dict[str, Any], lengths: Lengths, options: Options) -> Plan:
@@ -188,7 +205,7 @@ def bounded(function: Callable[[], T], seconds: float) -> T:
     thread.join(seconds)
     if errors:
         raise errors[0]
-    if not values:
+    if thread.is_alive():
         raise TimeoutError(f"nothing within {seconds:.0f} s")
     return values[0]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -74,6 +76,16 @@ def _for_these_workers(run: RunConfig, began: RunConfig) -> object:
     return name.replace("_hpz", "") if isinstance(name, str) and changed else name
 
 
+def _record(file: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a preflight recorded about the micro-batch; nothing where its file was cut off."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())["micro_batch"] or {}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        say(f"{file} cannot be read ({type(error).__name__}): its micro-batch is not taken; preflight writes it again")
+        return {}
+    return found
+
+
 def measured(asked: RunConfig, chosen: RunConfig, *, say: Callable[[str], None]) -> RunConfig:
     """The run with the micro-batch that its preflight corrected, where the recipe leaves it open.
 
@@ -83,7 +95,7 @@ def measured(asked: RunConfig, chosen: RunConfig, *, say: Callable[[str], None])
     file = chosen.run_dir / PREFLIGHT
     if asked.train.micro_batch_tokens != "auto" or not file.exists():
         return chosen
-    record = json.loads(file.read_text())["micro_batch"] or {}
+    record = _record(file, say)
     budget, made_for = record.get("chosen"), record.get("made_for")
     if budget is None or budget == chosen.train.token_budget:
         return chosen

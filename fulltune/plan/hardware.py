@@ -165,11 +165,12 @@ def gpu(name: str) -> Gpu:
     known = {row.name: row for row in GPUS}
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, [*known, *ALIASES], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(wanted, [*known, *ALIASES], n=1, cutoff=0.75)
     raise UserError(
         got=f"GPU type {name!r}",
         wanted=f"one of {', '.join(row.name for row in GPUS)}",
-        fix=f"did you mean {near[0]!r}?" if near else "plan with the type nearest in memory",
+        fix=(f"did you mean {near[0]!r}? " if near else "") + "for another type add --gpu NAME of the one nearest in "
+        "memory: its figures are planned with, and workers are placed by ray.accelerator_type all the same",
     )
 
 

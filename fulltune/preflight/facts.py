@@ -121,12 +121,25 @@ def host_memory() -> tuple[int, int]:
 
 
 def _cgroup(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
-    """Limit and use of a container's memory, cgroup version 2 or 1; no limit where there is none."""
-    for limit, used in (("memory.max", "memory.current"),
-                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):  # fmt: skip
-        if (root / limit).is_file() and (text := (root / limit).read_text().strip()) != "max":
-            return int(text), int((root / used).read_text())
+    """Limit and use of a container's memory, cgroup version 2 or 1; no limit where there is none.
+
+    Files that are cached do not count as used: the kernel gives them up when a process wants the memory, and Ray's own
+    watch leaves them out too.
+    """
+    for folder, limit, used, files in (
+        (root, "memory.max", "memory.current", "{}_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_{}_file"),
+    ):
+        if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()) != "max":
+            cached = _cached(folder / "memory.stat", {files.format(kind) for kind in ("active", "inactive")})
+            return int(text), max(0, int((folder / used).read_text()) - cached)
     return None, 0
+
+
+def _cached(stat: Path, names: set[str]) -> int:
+    """The sum of these lines of a cgroup's memory.stat."""
+    lines = (line.split() for line in stat.read_text().splitlines()) if stat.is_file() else ()
+    return sum(int(value) for name, value in lines if name in names)
 
 
 def status(key: str) -> int:

@@ -133,6 +133,16 @@ def test_a_preflight_corrects_it_where_it_was_of_this_configuration(tmp_path):
     assert auto.decided(fixed, fetch=False, say=print).train.micro_batch_tokens == 1024
 
 
+@pytest.mark.parametrize("text", ["", '{"micro_batch": {"chos', "[]", "{}"])
+def test_a_preflights_record_that_was_cut_off_is_none(tmp_path, text):
+    run, said = recipe(tmp_path, OPEN), []
+    planned = auto.decided(run, fetch=False, say=print).train.micro_batch_tokens
+    run.run_dir.mkdir(parents=True)
+    (run.run_dir / settled.PREFLIGHT).write_text(text)
+    assert auto.decided(run, fetch=False, say=said.append).train.micro_batch_tokens == planned
+    assert "cannot be read" in said[-1]
+
+
 def test_without_a_plan_a_number_is_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"(?s)micro_batch_tokens: auto, and no plan.*micro_batch_tokens=4096"):
         auto.decided(recipe(tmp_path, OPEN, "deepspeed=zero3", "ray.accelerator_type=null"), fetch=False, say=print)

@@ -104,6 +104,23 @@ def test_a_mount_that_hangs_is_given_up(ground, tmp_path, monkeypatch):
     assert "nothing within" in found.checks[0].got
 
 
+def test_storage_that_hangs_at_the_end_does_not_keep_the_verdict(ground, tmp_path, monkeypatch):
+    hanging = threading.Event()
+
+    @contextlib.contextmanager
+    def marked(_):
+        yield "mark"
+        hanging.wait(60)
+
+    monkeypatch.setattr(storage, "marked", marked)
+    monkeypatch.setattr(preflight, "known", refuse)
+    monkeypatch.setattr(preflight, "CLEAN_UP_S", 0.2)
+    begun = time.monotonic()
+    assert ground(f"ray.storage_path={tmp_path}").mark == "mark"
+    assert time.monotonic() - begun < 30
+    hanging.set()
+
+
 def refuse(*_, **__):
     raise UserError(got="no data", wanted="data", fix="get some")
 

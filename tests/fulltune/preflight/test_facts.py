@@ -70,6 +70,21 @@ def test_a_containers_limit_counts_and_no_limit_does_not(tmp_path):
     assert facts._cgroup(tmp_path) == (1000, 400)
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "prefix"),
+    [(".", "memory.max", "memory.current", ""),
+     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")],
+)  # fmt: skip
+def test_cached_files_are_not_used_memory(tmp_path, folder, limit, used, prefix):
+    """What `prepare` read and wrote stays in the page cache and is counted by the container as its own."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / limit).write_text("64000\n")
+    (tmp_path / folder / used).write_text("62000\n")
+    lines = f"anon 4000\nfile 58000\n{prefix}inactive_file 50000\n{prefix}active_file 8000\n"
+    (tmp_path / folder / "memory.stat").write_text(lines)
+    assert facts._cgroup(tmp_path) == (64000, 4000)
+
+
 def test_the_drivers_version_is_read_from_the_kernel_modules_line(tmp_path):
     file = tmp_path / "version"
     assert facts._driver(file) is None

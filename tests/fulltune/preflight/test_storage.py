@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
     assert str(run) in check.got
     assert "ray.storage_path" in check.fix
     assert "Not a directory" in storage.probe(run, "mark", 0, MIB).error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_disk_that_fills_up_under_a_worker_is_named(tmp_path):
+    """Free space is not all: a quota ends a write that `df` would have allowed."""
+    with storage.marked(tmp_path) as mark:
+        (tmp_path / storage.MARK / f"{mark}-0").symlink_to("/dev/full")
+        probes = [storage.probe(tmp_path, mark, 0, MIB), storage.probe(tmp_path, mark, 1, MIB)]
+    check = storage.check_workers(probes, MIB)[0]
+    assert not check.ok
+    assert "No space left on device" in check.got
 
 
 PROBES = [
