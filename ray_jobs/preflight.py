@@ -243,7 +243,8 @@ def _attempt(
     size: Size | None,
     say: Callable[[str], None],
 ) -> Answers:
-    """One group of workers, from start to end."""
+    """One group of workers, from start to end; without a prepared model they take no step."""
+    size = size if ground.model is not None else None
     checkpoint = ground.plan.checkpoint if ground.plan else 0
     least, most = PROBE_BYTES
     bounds = {"collective_timeout_s": max(1, min(run.ray.collective_timeout_s, int(options.timeout_s)))}
@@ -252,7 +253,7 @@ def _attempt(
     payload = {
         "config": once.model_dump(mode="json"),
         "run": str(run.run_dir),
-        "model": str(ground.model) if ground.model is not None and size is not None else None,
+        "model": str(ground.model) if size is not None else None,
         "ledger": name,
         "mark": ground.mark,
         "probe_bytes": min(most, max(least, checkpoint // run.ray.min_workers)),

@@ -23,7 +23,7 @@ BLOCK = 2**22
 SLOWEST_SAVE_S = 600.0  # a checkpoint that takes longer stands in the way of the next one
 SAME_SIZE = 0.01  # of a model's bytes: headers
 SMALL = 2**20  # models that differ by less count as the same: tokenizers differ by more
-PLACE = "set ray.storage_path to a folder that this user may write, on storage that every node mounts"
+PLACE = "set ray.storage_path to a folder that this user may write, with room, on storage that every node mounts"
 
 
 @dataclass(frozen=True, slots=True)
