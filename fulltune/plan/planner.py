@@ -17,6 +17,7 @@ from fulltune.engine import settings
 from fulltune.plan import hardware, memory, search, shape, sharding, time, workload
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
+from fulltune.plan.refusals import refusals
 from fulltune.plan.search import Choice
 from fulltune.plan.states import FP32
 from fulltune.plan.workload import Lengths, Workload
@@ -68,7 +69,7 @@ class Plan:
     """The answers.
 
     Attributes:
-        problems: why it does not fit, one sentence each; empty if it does.
+        problems: why it does not fit or run, one sentence each; empty if it does.
         starting_model: bytes of the folder that `prepare` writes to the shared storage before the workers start.
         usd_per_hour: of one GPU; None where no price is known.
         best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
@@ -139,7 +140,7 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         checkpoint=memory.checkpoint_bytes(made),
         checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
         starting_model=(FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
-        problems=_problems(found, gpu, host_memory),
+        problems=(*refusals(config, made), *_problems(found, gpu, host_memory)),
         best=search.fastest(*searched) if searched else None,
         smallest=search.smallest(*searched, offload=False) if searched else None,
         smallest_with_offload=search.smallest(*searched, offload=True) if searched else None,

@@ -10,6 +10,7 @@ from typing import Any
 from fulltune.plan import hardware, memory, planner, search, sharding, time
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.planner import Plan, gb
+from fulltune.plan.refusals import refusals
 from fulltune.plan.search import Choice
 
 WIDTH = 120
@@ -242,7 +243,7 @@ def _on_type(found: Plan, gpu: Gpu) -> _Type:
     return _Type(
         gpu=gpu,
         need=needed.gpu.total,
-        fits=search.fits(needed, gpu, gpu.node_memory),
+        fits=search.fits(needed, gpu, gpu.node_memory) and not refusals(found.config, made),
         hours=run_hours,
         usd_per_hour=price,
         cost_usd=run_hours * made.workers * price if price is not None else None,

@@ -10,9 +10,10 @@ import pytest
 import deepspeed_configs
 from fulltune import architectures, config
 from fulltune.engine import settings
-from fulltune.plan import hardware, memory, planner, search, shape, sharding, time, workload
+from fulltune.plan import hardware, memory, planner, report, search, shape, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
+from fulltune.plan.refusals import refusals
 from tasks.base import UserError
 
 VIGGO = workload.assumed(5103, 76.8, 30.0, 0.518, "a test")
@@ -135,6 +136,71 @@ def test_workers_that_may_change_have_no_second_copy(workers, copied):
     assert found.fits
     assert ("hpz" in found.config.deepspeed) == copied
     assert ("hpz" in found.best.deepspeed) == copied
+
+
+def test_zero_0_in_bfloat16_is_a_problem_as_the_engine_refuses_it():
+    roomy = Options(gpu="H200")
+    found = plan("7b", 16, roomy, deepspeed="zero0")
+    assert found.memory.gpu.total <= found.gpu.memory
+    with pytest.raises(UserError):
+        settings.complete(found.config, num_workers=16)
+    (problem,) = found.problems
+    assert problem.startswith("ZeRO-0 with model.dtype bfloat16")
+    assert "deepspeed=zero1" in problem
+    assert not next(one for one in report.as_json(found)["same_on"] if one["gpu"] == "H200")["fits"]
+    for dtype in ("float32", "float16"):
+        assert not any(
+            "ZeRO-0" in problem for problem in plan("7b", 16, deepspeed="zero0", model__dtype=dtype).problems
+        )
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (1, None),
+        (5, None),  # fewer than the partition are one group
+        (8, None),
+        (16, None),
+        ([16, 16], None),
+        ([2, 8], None),
+        (
+            12,
+            "with 12 workers, where DeepSpeed wants at most 8 or a multiple of it: set ray.num_workers=8, or deep",
+        ),
+        ([8, 16], "ray.num_workers [8, 16], of which 9 may come"),
+        ([4, 9], "of which 9 may come"),
+        ([16, 17], "of which 17 may come"),
+    ],
+)
+def test_hpz_is_a_problem_with_workers_that_its_groups_do_not_divide(workers, said):
+    """The rule of DeepSpeed's utils/groups.py: groups of min(partition, workers), and no worker left over."""
+    found = plan("7b", workers, Options(gpu="H200"), deepspeed="zero3_hpz_7b")
+    assert found.fits == (said is None)
+    if said is not None:
+        (problem,) = found.problems
+        assert said in problem
+        assert problem.endswith("deepspeed=zero3_7b")
+
+
+@pytest.mark.parametrize("partition", [2, 3, 8])
+def test_the_rule_of_hpz_is_deepspeeds_own(partition):
+    from deepspeed.utils import groups
+
+    own = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": partition}}
+    made = replace(plan("7b", 1).setup, sharding=sharding.read(own))
+    for workers in range(1, 33):
+        try:
+            groups._ensure_divisibility(workers, min(partition, workers))
+            runs = True
+        except AssertionError:
+            runs = False
+        assert bool(refusals(recipe("7b", workers, deepspeed=own), made)) != runs, workers
+
+
+def test_hpz_of_a_file_that_is_not_shipped_is_left_out_of_it():
+    own = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}
+    (problem,) = plan("7b", 8, Options(gpu="H200"), deepspeed=own).problems
+    assert problem.endswith("set ray.num_workers=6, or leave it out of the file")
 
 
 def test_the_smallest_cluster_is_minimal():
