@@ -172,7 +172,7 @@ def _time(found: Plan) -> list[str]:
     work = found.work
     cost = f"${found.cost_usd:,.2f}" if found.cost_usd is not None else "no price"
     return [
-        f"run: {work.steps:,} steps of {work.micro_batches} micro-batch(es) per worker, {work.tokens:,} tokens "
+        f"run: {work.steps:,} steps of {work.micro_batches:.3g} micro-batch(es) per worker, {work.tokens:,} tokens "
         f"({work.supervised / work.tokens:.0%} supervised)",
         f"time: {hours(found.hours)} planned; cost: {cost}",
     ]

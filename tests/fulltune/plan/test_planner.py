@@ -274,7 +274,7 @@ def test_steps_and_tokens_follow_the_recipe():
 def test_the_largest_micro_batch_bounds_what_packing_makes():
     import numpy as np
 
-    from fulltune.batches import pack
+    from fulltune.packing import pack
 
     lengths = np.random.default_rng(0).integers(10, 300, 2000)
     made = recipe(train__micro_batch_tokens=1000, train__global_batch_size=64, ray__num_workers=2)
