@@ -164,7 +164,8 @@ def _memory(found: Plan) -> list[str]:
         f"{gb(found.memory.host_saving)} saving; export {gb(found.memory.host_export)}; of "
         f"{gb(memory.usable(found.host_memory))}",
         f"disk: {gb(found.starting_model)} for the prepared model, {gb(found.checkpoint)} per checkpoint, at most "
-        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}",
+        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}"
+        + (f", {gb(found.validation_export)} more while one is validated" if found.validation_export else ""),
     ]
 
 

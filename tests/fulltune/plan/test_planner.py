@@ -418,3 +418,26 @@ def test_the_page_on_deepspeed_has_what_auto_takes():
             trial = planner.setup(made, model, workload.workload(made, VIGGO), gpu)
             best = search.fastest_left_open(with_auto(made), trial, VIGGO, gpu, gpu.node_memory)
             assert cell.strip() == (f"`{best.deepspeed}`" if best else "none fits"), (size, workers, name)
+
+
+METRIC = {"validation": {"metric": "exact_match", "every_steps": 10}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept", "bytes_per_parameter"),
+    [
+        ({}, 4, 0),
+        ({"checkpoint": {"keep_best": False}}, 3, 0),
+        (METRIC, 6, 2),
+        (METRIC | {"checkpoint": {"keep_best": False}}, 6, 2),  # the metric's best stays, as the watch has it
+        (METRIC | {"checkpoint": {"keep_last": 1}, "model__dtype": "auto"}, 5, 4),  # it exports for a CPU
+    ],
+)
+def test_disk_holds_what_a_validation_by_metric_keeps(changes, kept, bytes_per_parameter):
+    found = plan("7b", **changes)
+    assert found.checkpoints_kept == kept
+    assert found.validation_export == bytes_per_parameter * found.setup.shape.parameters
+    whole = 2 * found.setup.shape.parameters
+    assert found.disk == found.starting_model + kept * found.checkpoint + whole + found.validation_export
+    assert ("more while one is validated" in report.text(found)) == bool(bytes_per_parameter)
+    assert report.as_json(found)["disk_bytes"] == found.disk
