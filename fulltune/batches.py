@@ -1,9 +1,9 @@
 """Which examples make up optimizer step s, and how they are packed into micro-batches for each worker.
 
-A plan is a pure function of lengths, seed and step. The examples of a step are chosen first (a seeded permutation per
-epoch, every example exactly once, none dropped) and only then packed, so the optimizer sees the same sums whatever the
-number of workers, and resuming needs no state but the step number. Every worker gets the same number of
-micro-batches; one that has no example takes a dummy with weight zero, so that no collective waits for ever.
+A plan is a pure function of lengths, seed and step (`fulltune.packing`). The examples of a step are chosen first (a
+seeded permutation per epoch, every example exactly once, none dropped) and only then packed, so the optimizer sees the
+same sums whatever the number of workers, and resuming needs no state but the step number. Every worker gets the same
+number of micro-batches; one that has no example takes a dummy with weight zero, so that no collective waits for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 
 from fulltune.config import TrainConfig
 from fulltune.data import Example, TokenTable
+from fulltune.packing import chosen, pack
 from fulltune.tokenizer import IGNORE
 
 
@@ -109,20 +109,17 @@ class StepPlanner:
 
     def step(self, number: int) -> Step:
         """The plan of step `number` (from 1) for this worker."""
-        epoch, place = divmod(number - 1, self.steps_per_epoch)
-        order = _epoch_order(len(self.table), self.train.seed, epoch)
-        size = self.train.global_batch_size
-        chosen = order[place * size : (place + 1) * size]
-        lengths = self.table.lengths[chosen].astype(np.int64)
-        shares = pack(self.table.lengths, chosen, self._capacity, self.num_workers)
+        rows = chosen(len(self.table), self.train.global_batch_size, self.train.seed, number)
+        lengths = self.table.lengths[rows].astype(np.int64)
+        shares = pack(self.table.lengths, rows, self._capacity, self.num_workers)
         dummies = sum(not indices for share in shares for indices in share)
         return Step(
             number=number,
             epoch=number / self.steps_per_epoch,
             micro_batches=shares[self.rank],
-            example_indices=[int(i) for i in chosen],
+            example_indices=[int(i) for i in rows],
             tokens=int(lengths.sum()),
-            supervised_tokens=int(self.table.supervised[chosen].sum()),
+            supervised_tokens=int(self.table.supervised[rows].sum()),
             padded_tokens=dummies * int(self.table.lengths.min()),
             squared_lengths=int((lengths**2).sum()),
         )
@@ -150,47 +147,6 @@ class StepPlanner:
     @property
     def _capacity(self) -> int:
         return max(self.train.token_budget, int(self.table.lengths.max())) if self.packing else 0
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of n examples; NumPy's Philox stream is stable across versions and platforms."""
-    return np.random.Generator(np.random.Philox([seed, epoch])).permutation(n)
-
-
-def pack(
-    lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, capacity: int, num_workers: int
-) -> list[list[list[int]]]:
-    """Fills micro-batches of at most `capacity` tokens, balanced over workers: result[worker][micro-batch] = indices.
-
-    Longest first into the emptiest bin (LPT), with the fewest bins per worker that hold everything. Capacity 0 gives
-    every example a micro-batch of its own. Lists may be empty where there are fewer examples than workers.
-    """
-    order = sorted((int(i) for i in chosen), key=lambda i: (-int(lengths[i]), i))
-    if capacity:
-        total = sum(int(lengths[i]) for i in order)
-        per_worker = max(1, math.ceil(total / (capacity * num_workers)))
-        while (bins := _fill(lengths, order, capacity, per_worker * num_workers)) is None:
-            per_worker += 1
-    else:
-        per_worker = max(1, math.ceil(len(order) / num_workers))
-        bins = _fill(lengths, order, 0, per_worker * num_workers) or []
-    # bins sorted by load are dealt out so that micro-batch m is of similar size on every worker
-    return [[bins[m * num_workers + w] for m in range(per_worker)] for w in range(num_workers)]
-
-
-def _fill(lengths: np.ndarray, order: Sequence[int], capacity: int, num_bins: int) -> list[list[int]] | None:
-    """None if the examples do not fit into so many bins."""
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    loads = [0] * num_bins
-    for index in order:
-        free = range(num_bins) if capacity else (b for b in range(num_bins) if not bins[b])
-        target = min(free, key=lambda b: (loads[b], b))
-        if capacity and loads[target] + lengths[index] > capacity:
-            return None
-        bins[target].append(index)
-        loads[target] += int(lengths[index])
-    return [bins[b] for b in sorted(range(num_bins), key=lambda b: (-loads[b], b))]
 
 
 def collate(table: TokenTable, indices: Sequence[int]) -> MicroBatch:

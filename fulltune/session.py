@@ -23,12 +23,13 @@ import torch
 
 import tasks
 from fulltune import checkpoint, comm, device, guards, meter, metrics, mirror, state, validation
-from fulltune.batches import Loader, StepPlanner, collate, pack
+from fulltune.batches import Loader, StepPlanner, collate
 from fulltune.config import RunConfig
 from fulltune.data import TokenTable
 from fulltune.engine import Engine, build, stage_of
 from fulltune.journal import Journal
 from fulltune.metrics import MetricsLog
+from fulltune.packing import pack
 from fulltune.saver import Saver
 from fulltune.stream import Stream, StreamPlanner
 from fulltune.train import Event, NonFinite, SaveDue, Schedule, Skipped, StepDone, Stopped, Validated, fit, mean_loss

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulltune.batches import MicroBatch, Step, collate_examples, pack
+from fulltune.batches import MicroBatch, Step, collate_examples
 from fulltune.comm import Workers
 from fulltune.config import DataConfig, TrainConfig
 from fulltune.data import Encoded, Example
+from fulltune.packing import pack
 from fulltune.tokenizer import IGNORE
 from tasks.base import UserError
 

@@ -38,7 +38,7 @@ def decided(
     if kept.deepspeed == deepspeed_configs.AUTO:
         say(f"deepspeed: auto is {found.config.deepspeed}: {_reason(found)}")
     if kept.train.micro_batch_tokens == "auto":
-        passes = f"{found.work.micro_batches} per worker and step"
+        passes = f"{found.work.micro_batches:.3g} per worker and step"
         say(f"train.micro_batch_tokens: auto is {found.config.train.token_budget:,} by plan, {passes}")
     return measured(run, found.config, say=say)
 

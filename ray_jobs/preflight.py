@@ -162,8 +162,10 @@ def _plan(run: RunConfig, architecture: dict[str, Any], lengths: Lengths, option
 
 def _space(run: RunConfig, plan: Plan) -> Check:
     kept, export = plan.checkpoints_kept, memory.export_bytes(plan.setup)
-    needed = max(0, kept * plan.checkpoint + export - storage.kept(run.run_dir))
+    needed = max(0, kept * plan.checkpoint + export - storage.kept(run.run_dir)) + plan.validation_export
     what = f"{kept} checkpoints of {planner.gb(plan.checkpoint)} and an export of {planner.gb(export)}"
+    if plan.validation_export:
+        what += f", another of {planner.gb(plan.validation_export)} while one is validated"
     if not storage.has_model(run.run_dir.parent / "cache", plan.starting_model):
         needed += plan.starting_model
         what += f", and {planner.gb(plan.starting_model)} for the prepared model"

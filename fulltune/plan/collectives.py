@@ -60,13 +60,13 @@ def step_traffic(
     sharding: Sharding,
     *,
     workers: int,
-    micro_batches: int,
+    micro_batches: float,
     dtype_bytes: int,
 ) -> Traffic:
     """What one optimizer step exchanges; sums of single numbers (loss, norm) are left out.
 
     Args:
-        micro_batches: forward and backward passes of each worker in the step.
+        micro_batches: forward and backward passes of each worker in the step; of several steps the mean.
         dtype_bytes: of weights and gradients; DeepSpeed reduces in the training dtype.
     """
     if workers == 1:
@@ -76,16 +76,16 @@ def step_traffic(
     if sharding.stage == 0:
         return Traffic(all_reduce=whole)
     if sharding.stage < 3:
-        return Traffic(all_reduce=whole * (micro_batches if sharding.stage == 2 else 1), all_gather=whole)
+        return Traffic(all_reduce=round(whole * (micro_batches if sharding.stage == 2 else 1)), all_gather=whole)
     persistent = sum(size for size in sizes if size <= sharding.persistence_threshold)
     gathered = sum(sizes) - persistent
     # between the two uses of a weight lies twice what stands after it; what the prefetch reaches is kept as well
     kept = min(gathered, max(sharding.reuse_distance, sharding.prefetch_bucket) // 2)
-    gathers = dtype_bytes * micro_batches * (2 * gathered - kept)
+    gathers = round(dtype_bytes * micro_batches * (2 * gathered - kept))
     # the first forward pass after an update leaves every node a copy of its own, which all later gathers read
     local = gathers - dtype_bytes * gathered if 1 < sharding.hpz_partition < workers else 0
     return Traffic(
-        reduce_scatter=whole * micro_batches,
+        reduce_scatter=round(whole * micro_batches),
         all_gather=dtype_bytes * persistent + gathers - local,
         node_all_gather=local,
     )

@@ -17,6 +17,7 @@ from fulltune.engine import settings
 from fulltune.plan import hardware, memory, search, shape, sharding, time, workload
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.memory import Memory, Setup
+from fulltune.plan.refusals import refusals
 from fulltune.plan.search import Choice
 from fulltune.plan.states import FP32
 from fulltune.plan.workload import Lengths, Workload
@@ -68,7 +69,9 @@ class Plan:
     """The answers.
 
     Attributes:
-        problems: why it does not fit, one sentence each; empty if it does.
+        problems: why it does not fit or run, one sentence each; empty if it does.
+        checkpoints_kept: that exist at once, at most.
+        validation_export: bytes of the model that the validation by `validation.metric` writes beside training; else 0.
         starting_model: bytes of the folder that `prepare` writes to the shared storage before the workers start.
         usd_per_hour: of one GPU; None where no price is known.
         best, smallest, smallest_with_offload: None on CPUs, or where nothing fits.
@@ -85,6 +88,7 @@ class Plan:
     cost_usd: float | None
     checkpoint: int
     checkpoints_kept: int
+    validation_export: int
     starting_model: int
     problems: tuple[str, ...]
     best: Choice | None
@@ -99,8 +103,13 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Bytes of shared storage: the starting model, the checkpoints that exist at once, and the export."""
-        return self.starting_model + self.checkpoint * self.checkpoints_kept + memory.export_bytes(self.setup)
+        """Bytes of shared storage: the starting model, the checkpoints that exist at once, and the exports."""
+        return self.starting_model + self.checkpoint * self.checkpoints_kept + self.exports
+
+    @property
+    def exports(self) -> int:
+        """Bytes of the exported model, and of the one that is being validated."""
+        return memory.export_bytes(self.setup) + self.validation_export
 
 
 def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, options: Options) -> Plan:
@@ -137,9 +146,10 @@ def plan(config: RunConfig, model_config: Mapping[str, Any], lengths: Lengths, o
         usd_per_hour=price,
         cost_usd=hours * config.ray.min_workers * price if price is not None else None,
         checkpoint=memory.checkpoint_bytes(made),
-        checkpoints_kept=config.checkpoint.keep_last + 1 + (1 if config.checkpoint.keep_best else 0),
+        checkpoints_kept=_checkpoints_kept(config),
+        validation_export=_validation_export(config, model),
         starting_model=(FP32 if config.model.init == "random" else made.dtype_bytes) * model.parameters,
-        problems=_problems(found, gpu, host_memory),
+        problems=(*refusals(config, made), *_problems(found, gpu, host_memory)),
         best=search.fastest(*searched) if searched else None,
         smallest=search.smallest(*searched, offload=False) if searched else None,
         smallest_with_offload=search.smallest(*searched, offload=True) if searched else None,
@@ -236,6 +246,23 @@ def setup(config: RunConfig, model: shape.ModelShape, work: Workload, gpu: Gpu |
         workers_per_node=min(workers, gpu.node_size) if gpu else workers,
         on_gpu=gpu is not None,
     )
+
+
+def _checkpoints_kept(config: RunConfig) -> int:
+    """The last ones, the one being written, and the best. A metric's best stays in any case, and beside it the one that
+    is being validated and the one that waits for that (`fulltune.validation.Watch.wanted_steps`).
+    """
+    kept = config.checkpoint.keep_last + 1
+    if config.validation.metric is not None:
+        return kept + 3
+    return kept + (1 if config.checkpoint.keep_best else 0)
+
+
+def _validation_export(config: RunConfig, model: shape.ModelShape) -> int:
+    """Bytes that the validation writes into a folder of its own (`ray_jobs.validate`), in its own device's dtype."""
+    if config.validation.metric is None:
+        return 0
+    return BYTES[device.dtype_name(config.model.dtype, use_gpu=config.validation.gpus > 0)] * model.parameters
 
 
 def _this_machine() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from fulltune.plan import hardware, memory, planner, search, sharding, time
 from fulltune.plan.hardware import Gpu
 from fulltune.plan.planner import Plan, gb
+from fulltune.plan.refusals import refusals
 from fulltune.plan.search import Choice
 
 WIDTH = 120
@@ -163,7 +164,8 @@ def _memory(found: Plan) -> list[str]:
         f"{gb(found.memory.host_saving)} saving; export {gb(found.memory.host_export)}; of "
         f"{gb(memory.usable(found.host_memory))}",
         f"disk: {gb(found.starting_model)} for the prepared model, {gb(found.checkpoint)} per checkpoint, at most "
-        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}",
+        f"{found.checkpoints_kept} at a time; export {gb(memory.export_bytes(made))}"
+        + (f", {gb(found.validation_export)} more while one is validated" if found.validation_export else ""),
     ]
 
 
@@ -171,7 +173,7 @@ def _time(found: Plan) -> list[str]:
     work = found.work
     cost = f"${found.cost_usd:,.2f}" if found.cost_usd is not None else "no price"
     return [
-        f"run: {work.steps:,} steps of {work.micro_batches} micro-batch(es) per worker, {work.tokens:,} tokens "
+        f"run: {work.steps:,} steps of {work.micro_batches:.3g} micro-batch(es) per worker, {work.tokens:,} tokens "
         f"({work.supervised / work.tokens:.0%} supervised)",
         f"time: {hours(found.hours)} planned; cost: {cost}",
     ]
@@ -242,7 +244,7 @@ def _on_type(found: Plan, gpu: Gpu) -> _Type:
     return _Type(
         gpu=gpu,
         need=needed.gpu.total,
-        fits=search.fits(needed, gpu, gpu.node_memory),
+        fits=search.fits(needed, gpu, gpu.node_memory) and not refusals(found.config, made),
         hours=run_hours,
         usd_per_hour=price,
         cost_usd=run_hours * made.workers * price if price is not None else None,

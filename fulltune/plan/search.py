@@ -34,7 +34,7 @@ class Choice:
 
     Attributes:
         deepspeed: the shipped file.
-        micro_batches: per worker and step.
+        micro_batches: per worker and step, on average.
         step_seconds: planned.
         host_bytes: of a node's memory, at the moment that needs most.
     """
@@ -42,7 +42,7 @@ class Choice:
     deepspeed: str
     workers: int
     micro_batch_tokens: int
-    micro_batches: int
+    micro_batches: float
     gradient_checkpointing: bool
     step_seconds: float
     gpu_bytes: int
@@ -71,7 +71,7 @@ def preferred(choices: Iterable[Choice], gpu: Gpu) -> Choice | None:
     return min(near, key=lambda choice: _rank(choice, gpu), default=None)
 
 
-def _rank(choice: Choice, gpu: Gpu) -> tuple[bool, int, int, int]:
+def _rank(choice: Choice, gpu: Gpu) -> tuple[bool, int, float, int]:
     moved = 0 if choice.deepspeed == OWN else SCHEMES.index(deepspeed_configs.scheme(choice.deepspeed))
     return choice.gpu_bytes > (1 - SPARE) * gpu.memory, moved, choice.micro_batches, choice.gpu_bytes
 

@@ -107,7 +107,7 @@ def _stage_3(shape: ModelShape, sharding: Sharding, groups: Sequence[Sequence[in
     owned = sum(math.ceil(size / workers) for size in sizes)
     # what persists stays gathered beside its shard; a single worker's shard is the whole
     persistent = sum(size for size in sizes if size <= sharding.persistence_threshold) if workers > 1 else 0
-    secondary = e * math.ceil(shape.parameters / sharding.hpz_partition) if sharding.hpz_partition > 1 else 0
+    secondary = e * _second_copy(sizes, sharding.hpz_partition, workers) if sharding.hpz_partition > 1 else 0
     mixed = e != FP32
     optimizer_stays = sharding.offload_optimizer == "none"
     step = min(sharding.sub_group, owned)
@@ -122,6 +122,13 @@ def _stage_3(shape: ModelShape, sharding: Sharding, groups: Sequence[Sequence[in
         host=on_host,
         nvme=on_disk,
     )
+
+
+def _second_copy(sizes: Sequence[int], partition: int, workers: int) -> int:
+    """Elements of hpZ's second copy on a worker. Its group is the partition, or all workers where they are fewer, and
+    each parameter is padded to a multiple of the workers, as its shard is.
+    """
+    return sum(math.ceil(size / workers) * workers // min(partition, workers) for size in sizes)
 
 
 def _moved(sharding: Sharding, owned: int, e: int) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class Work:
     tokens: float
     logits: float
     recomputed_layers: float
-    micro_batches: int
+    micro_batches: float
     updated: float
     communication: float
     exposed: float = 0.0
@@ -151,13 +151,13 @@ def planned_step(
     tokens: float,
     supervised_tokens: float,
     squared_lengths: float,
-    micro_batches: int,
+    micro_batches: float,
 ) -> StepTime:
     """The step of a run that is being planned, on nodes as the table of GPUs has them.
 
     Args:
         tokens, supervised_tokens, squared_lengths: of an average step, over all workers.
-        micro_batches: of each worker in a step.
+        micro_batches: of each worker in an average step.
     """
     shape, workers = setup.shape, setup.workers
     recomputed = 1.0 if setup.checkpointing else 0.0
@@ -208,7 +208,7 @@ def efficiency(gpu: Gpu, *, nodes: int) -> float:
     return EFFICIENCY.get((gpu.name, nearest), ASSUMED)
 
 
-def _offload_time(sharding: Sharding, share: float, dtype_bytes: int, micro_batches: int) -> float:
+def _offload_time(sharding: Sharding, share: float, dtype_bytes: int, micro_batches: float) -> float:
     """Gradients down, updated weights up, Adam between; offloaded weights travel up for every gather."""
     seconds = 0.0
     if sharding.offload_optimizer != "none":

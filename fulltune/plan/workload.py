@@ -1,22 +1,28 @@
 """What a run has to compute: examples, tokens, steps, and how large its micro-batches get.
 
 From the data's own token lengths where they are at hand, else from what the published data set has; the plan says
-which. No tokenizer and no torch here: lengths come in as an array.
+which. Known rows are packed as the run will pack them, in its first steps. No tokenizer and no torch here: lengths come
+in as an array.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from fulltune import packing
 from fulltune.config import RunConfig
 from fulltune.plan.activations import Batch
 from tasks.base import UserError
 
+FARTHEST = 4.0  # standard deviations: one micro-batch in thirty thousand has more supervised tokens
+SAMPLED_STEPS = 20  # of the run, from its first: how passes and micro-batches come out on known lengths
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, so that what is sampled of them is kept
 class Lengths:
     """Token counts of the training examples.
 
@@ -40,7 +46,7 @@ class Workload:
         tokens, supervised: of the whole run.
         squares: sum of squared example lengths of the whole run: attention's share of the work.
         steps: optimizer steps of the whole run.
-        micro_batches: per worker and step, on average at least.
+        micro_batches: per worker and step: the mean of sampled steps, or at least so many where lengths are not known.
         largest: the micro-batch that memory must hold.
     """
 
@@ -50,8 +56,25 @@ class Workload:
     supervised: int
     squares: float
     steps: int
-    micro_batches: int
+    micro_batches: float
     largest: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What packing made of some steps of the run.
+
+    Attributes:
+        passes: micro-batches per worker, mean of the steps.
+        fewest: of one step.
+        supervised: the most in one micro-batch.
+        spread: standard deviation of a micro-batch's supervised tokens about their share, per root of its tokens.
+    """
+
+    passes: float
+    fewest: int
+    supervised: int
+    spread: float
 
 
 def assumed(rows: int, mean: float, spread: float, share: float, source: str) -> Lengths:
@@ -81,6 +104,7 @@ def workload(config: RunConfig, lengths: Lengths) -> Workload:
     steps, epochs = _steps(config, len(tokens))
     top = longest(config, lengths)
     capacity, micro_batches = _micro_batches(config, tokens, top)
+    sampled = _sampled(config, lengths, capacity, steps)
     return Workload(
         examples=len(tokens),
         epochs=epochs,
@@ -88,9 +112,40 @@ def workload(config: RunConfig, lengths: Lengths) -> Workload:
         supervised=round(epochs * int(supervised.sum())),
         squares=epochs * float((tokens.astype(np.float64) ** 2).sum()),
         steps=steps,
-        micro_batches=micro_batches,
-        largest=_largest(config, tokens, supervised, top, capacity, micro_batches),
+        micro_batches=sampled.passes if sampled else micro_batches,
+        largest=_largest(config, tokens, supervised, top, capacity, micro_batches, sampled),
     )
+
+
+def _sampled(config: RunConfig, lengths: Lengths, capacity: int, steps: int) -> _Sample | None:
+    """The run's first steps as they will be packed; None where lengths are not known, or nothing is packed."""
+    if not lengths.known or not config.data.packing:
+        return None
+    train, count = config.train, min(steps, SAMPLED_STEPS)
+    where = (config.data.max_length, train.global_batch_size, train.seed, count)
+    return _packed(lengths, *where, capacity, config.ray.min_workers)
+
+
+# a search asks for the same budgets again: with and without checkpointing, with and without host memory
+@lru_cache(maxsize=1024)
+def _packed(
+    lengths: Lengths, max_length: int, batch: int, seed: int, steps: int, capacity: int, workers: int
+) -> _Sample:
+    tokens, supervised = _kept(lengths, max_length)
+    passes: list[int] = []
+    loads: list[tuple[int, int]] = []
+    rows = list(zip(tokens.tolist(), supervised.tolist(), strict=True))
+    for step in range(1, steps + 1):
+        shares = packing.pack(tokens, packing.chosen(len(tokens), batch, seed, step), capacity, workers)
+        passes.append(len(shares[0]))
+        loads += [_sums([rows[row] for row in micro]) for share in shares for micro in share if micro]
+    filled, targets = np.array(loads).T  # (micro-batches,) each
+    apart = (targets - supervised.sum() / tokens.sum() * filled) / np.sqrt(filled)
+    return _Sample(sum(passes) / steps, min(passes), int(targets.max()), float(np.sqrt((apart**2).mean())))
+
+
+def _sums(rows: list[tuple[int, int]]) -> tuple[int, int]:
+    return sum(tokens for tokens, _ in rows), sum(supervised for _, supervised in rows)
 
 
 def _kept(lengths: Lengths, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,22 +196,32 @@ def _micro_batches(config: RunConfig, tokens: np.ndarray, top: int) -> tuple[int
 
 
 def _largest(
-    config: RunConfig, tokens: np.ndarray, supervised: np.ndarray, top: int, capacity: int, micro_batches: int
+    config: RunConfig,
+    tokens: np.ndarray,
+    supervised: np.ndarray,
+    top: int,
+    capacity: int,
+    micro_batches: int,
+    sampled: _Sample | None,
 ) -> Batch:
-    """A bound on the largest micro-batch.
+    """A bound on the tokens of the largest micro-batch, and the most supervised ones that are expected in one.
 
     Bins are filled longest first into the emptiest, so none exceeds the mean load by more than one example; the mean
-    load of a step stays within three standard deviations of a sum of so many examples.
+    load of a step stays within three standard deviations of a sum of so many examples. Supervised tokens are not
+    balanced: they are a tenth over the mean share, or what a micro-batch of the sampled steps has.
 
     Args:
         top: tokens of the longest example.
+        micro_batches: of a mean step.
     """
     if not config.data.packing:
         share = float((supervised / tokens).max()) if top > tokens.max() else 0.0  # of a row that nobody has seen
         return Batch(top, max(int(supervised.max()), math.ceil(share * top)))
     size = _step_examples(config, len(tokens))
     step = size * float(tokens.mean()) + 3 * math.sqrt(size) * float(tokens.std())
-    bins = config.ray.min_workers * micro_batches
+    bins = config.ray.min_workers * min(micro_batches, sampled.fewest if sampled else micro_batches)
     load = min(capacity, math.ceil(step / bins) + top)
     share = float(supervised.sum()) / float(tokens.sum())
-    return Batch(load, min(load, math.ceil(1.1 * share * load)))
+    apart = FARTHEST * sampled.spread * math.sqrt(load) if sampled else 0.0
+    most = max(1.1 * share * load, share * load + apart, sampled.supervised if sampled else 0)
+    return Batch(load, min(load, math.ceil(most)))

@@ -30,7 +30,7 @@ class Size:
 
     tokens: int
     batch: Batch
-    passes: int
+    passes: float
     planned: int
 
 
@@ -60,7 +60,7 @@ class Choice:
     recipe: int
     planned: int | None
     chosen: int | None
-    passes: int | None
+    passes: float | None
     expected: int | None
     capacity: int
     tried: bool

@@ -88,9 +88,9 @@ def _micro_batch(found: Found) -> list[str]:
     verb = "a worst-case step with it ended well" if choice.tried else "not tried"
     has = "auto" if found.auto else f"{choice.recipe:,}"
     line = (
-        f"micro-batch: {choice.chosen:,} tokens, {choice.passes} per worker and step, {gb(choice.expected or 0)} of "
-        f"{gb(choice.capacity)} by measurement ({verb}); the recipe has {has}, the plan alone chose "
-        f"{_tokens(choice.planned)}"
+        f"micro-batch: {choice.chosen:,} tokens, {choice.passes:.3g} per worker and step, "
+        f"{gb(choice.expected or 0)} of {gb(choice.capacity)} by measurement ({verb}); the recipe has {has}, "
+        f"the plan alone chose {_tokens(choice.planned)}"
     )
     lines = textwrap.wrap(line, WIDTH, subsequent_indent="  ")
     if choice.override:

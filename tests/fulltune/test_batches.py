@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.batches import StepPlanner, pack
+from fulltune.batches import StepPlanner
 from fulltune.config import TrainConfig
+from fulltune.packing import pack
 
 lengths_of = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 

@@ -57,6 +57,20 @@ def ground():
     return look
 
 
+def test_the_free_space_that_is_asked_for_is_the_plans_disk(ground, no_token, tmp_path, monkeypatch):
+    """With a metric: two checkpoints and the validation's export more than without."""
+    asked = []
+    monkeypatch.setattr(storage, "check_space", lambda free, needed, what, where: asked.append((needed, what)))
+    plans = [
+        ground(f"ray.storage_path={tmp_path / metric}", f"validation.metric={metric}").plan
+        for metric in ("null", "exact_match")
+    ]
+    assert [needed for needed, _ in asked] == [plan.disk for plan in plans]
+    assert plans[1].disk == plans[0].disk + 2 * plans[0].checkpoint + plans[1].validation_export
+    assert "while one is validated" in asked[1][1]
+    assert "while one is validated" not in asked[0][1]
+
+
 def stopped(checks):
     return [check.name for check in checks if not check.ok]
 

@@ -10,9 +10,10 @@ import pytest
 import deepspeed_configs
 from fulltune import architectures, config
 from fulltune.engine import settings
-from fulltune.plan import hardware, memory, planner, search, shape, sharding, time, workload
+from fulltune.plan import hardware, memory, planner, report, search, shape, sharding, time, workload
 from fulltune.plan.hardware import GPUS, PRICES
 from fulltune.plan.planner import Options
+from fulltune.plan.refusals import refusals
 from tasks.base import UserError
 
 VIGGO = workload.assumed(5103, 76.8, 30.0, 0.518, "a test")
@@ -137,6 +138,71 @@ def test_workers_that_may_change_have_no_second_copy(workers, copied):
     assert ("hpz" in found.best.deepspeed) == copied
 
 
+def test_zero_0_in_bfloat16_is_a_problem_as_the_engine_refuses_it():
+    roomy = Options(gpu="H200")
+    found = plan("7b", 16, roomy, deepspeed="zero0")
+    assert found.memory.gpu.total <= found.gpu.memory
+    with pytest.raises(UserError):
+        settings.complete(found.config, num_workers=16)
+    (problem,) = found.problems
+    assert problem.startswith("ZeRO-0 with model.dtype bfloat16")
+    assert "deepspeed=zero1" in problem
+    assert not next(one for one in report.as_json(found)["same_on"] if one["gpu"] == "H200")["fits"]
+    for dtype in ("float32", "float16"):
+        assert not any(
+            "ZeRO-0" in problem for problem in plan("7b", 16, deepspeed="zero0", model__dtype=dtype).problems
+        )
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (1, None),
+        (5, None),  # fewer than the partition are one group
+        (8, None),
+        (16, None),
+        ([16, 16], None),
+        ([2, 8], None),
+        (
+            12,
+            "with 12 workers, where DeepSpeed wants at most 8 or a multiple of it: set ray.num_workers=8, or deep",
+        ),
+        ([8, 16], "ray.num_workers [8, 16], of which 9 may come"),
+        ([4, 9], "of which 9 may come"),
+        ([16, 17], "of which 17 may come"),
+    ],
+)
+def test_hpz_is_a_problem_with_workers_that_its_groups_do_not_divide(workers, said):
+    """The rule of DeepSpeed's utils/groups.py: groups of min(partition, workers), and no worker left over."""
+    found = plan("7b", workers, Options(gpu="H200"), deepspeed="zero3_hpz_7b")
+    assert found.fits == (said is None)
+    if said is not None:
+        (problem,) = found.problems
+        assert said in problem
+        assert problem.endswith("deepspeed=zero3_7b")
+
+
+@pytest.mark.parametrize("partition", [2, 3, 8])
+def test_the_rule_of_hpz_is_deepspeeds_own(partition):
+    from deepspeed.utils import groups
+
+    own = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": partition}}
+    made = replace(plan("7b", 1).setup, sharding=sharding.read(own))
+    for workers in range(1, 33):
+        try:
+            groups._ensure_divisibility(workers, min(partition, workers))
+            runs = True
+        except AssertionError:
+            runs = False
+        assert bool(refusals(recipe("7b", workers, deepspeed=own), made)) != runs, workers
+
+
+def test_hpz_of_a_file_that_is_not_shipped_is_left_out_of_it():
+    own = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}
+    (problem,) = plan("7b", 8, Options(gpu="H200"), deepspeed=own).problems
+    assert problem.endswith("set ray.num_workers=6, or leave it out of the file")
+
+
 def test_the_smallest_cluster_is_minimal():
     found = plan("13b")
     assert found.smallest is not None
@@ -208,7 +274,7 @@ def test_steps_and_tokens_follow_the_recipe():
 def test_the_largest_micro_batch_bounds_what_packing_makes():
     import numpy as np
 
-    from fulltune.batches import pack
+    from fulltune.packing import pack
 
     lengths = np.random.default_rng(0).integers(10, 300, 2000)
     made = recipe(train__micro_batch_tokens=1000, train__global_batch_size=64, ray__num_workers=2)
@@ -352,3 +418,26 @@ def test_the_page_on_deepspeed_has_what_auto_takes():
             trial = planner.setup(made, model, workload.workload(made, VIGGO), gpu)
             best = search.fastest_left_open(with_auto(made), trial, VIGGO, gpu, gpu.node_memory)
             assert cell.strip() == (f"`{best.deepspeed}`" if best else "none fits"), (size, workers, name)
+
+
+METRIC = {"validation": {"metric": "exact_match", "every_steps": 10}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept", "bytes_per_parameter"),
+    [
+        ({}, 4, 0),
+        ({"checkpoint": {"keep_best": False}}, 3, 0),
+        (METRIC, 6, 2),
+        (METRIC | {"checkpoint": {"keep_best": False}}, 6, 2),  # the metric's best stays, as the watch has it
+        (METRIC | {"checkpoint": {"keep_last": 1}, "model__dtype": "auto"}, 5, 4),  # it exports for a CPU
+    ],
+)
+def test_disk_holds_what_a_validation_by_metric_keeps(changes, kept, bytes_per_parameter):
+    found = plan("7b", **changes)
+    assert found.checkpoints_kept == kept
+    assert found.validation_export == bytes_per_parameter * found.setup.shape.parameters
+    whole = 2 * found.setup.shape.parameters
+    assert found.disk == found.starting_model + kept * found.checkpoint + whole + found.validation_export
+    assert ("more while one is validated" in report.text(found)) == bool(bytes_per_parameter)
+    assert report.as_json(found)["disk_bytes"] == found.disk

@@ -61,6 +61,22 @@ def test_nvme_holds_the_optimizer_and_the_host_only_its_buffers():
     assert offloaded.nvme == pytest.approx(18 * count / 32, rel=1e-6)
 
 
+@pytest.mark.parametrize(("workers", "group"), [(1, 1), (4, 4), (8, 8), (16, 8)])
+def test_hpz_cuts_its_second_copy_over_the_partition_or_over_fewer_workers(workers, group):
+    """DeepSpeed takes min(partition, world): 7B on 4 workers holds a quarter twice, 6.74 GB and not 5.05."""
+    count = LLAMA["7b"].parameters
+    weights = of("7b", 3, workers, hpz_partition=8).parameters
+    assert weights == pytest.approx(2 * count / workers + 2 * count / group, rel=1e-6)
+
+
+def test_hpz_pads_each_parameter_as_its_shard():
+    """Three elements on two workers are four, of which each holds two, and two more as its second copy."""
+    tiny = replace(LLAMA["7b"], tensors=(("a", (3,)), ("b", (5,))))
+    plain = Sharding(3, persistence_threshold=0, hpz_partition=2)
+    found = states(tiny, plain, workers=2, dtype_bytes=2, decay_groups=False)
+    assert found.parameters == 2 * (2 + 3) + 2 * (2 + 3)
+
+
 @pytest.mark.parametrize(("count", "workers", "size"), [(10, 1, 10), (10, 4, 4), (9, 2, 6), (1, 64, 2)])
 def test_partitions_are_aligned_to_two_elements(count, workers, size):
     assert partition(count, workers) == size

@@ -1,12 +1,17 @@
-"""The work of a run: which rows count, and a bound on the largest micro-batch where lengths are not known."""
+"""The work of a run: which rows count, how they are packed where their lengths are known, and bounds where not."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fulltune import config
-from fulltune.batches import pack
+from fulltune import config, packing
+from fulltune.batches import StepPlanner
+from fulltune.packing import pack
 from fulltune.plan import workload
 from fulltune.plan.workload import Lengths
 from tasks.base import UserError
@@ -62,3 +67,73 @@ def test_known_lengths_are_their_own_bound():
     known = Lengths(np.array([10, 500, 40]), np.array([5, 20, 40]), "counted", known=True)
     assert workload.longest(recipe(), known) == 500
     assert workload.workload(recipe(packing=False), known).largest == workload.Batch(500, 40)
+
+
+def rows(kind: str) -> Lengths:
+    """Seeded sets of 5,000 rows: like SQL's, of short and long rows, and with supervised shares from none to all."""
+    random = np.random.default_rng(0)
+    if kind == "short and long":
+        tokens = random.choice([60, 590], 5000, p=[0.7, 0.3])
+        return Lengths(tokens, np.where(tokens > 100, tokens - 50, 6), "counted", known=True)
+    mean, spread = {"sql": (79, 0.36), "uneven": (150, 0.8)}[kind]
+    tokens = np.clip(random.lognormal(np.log(mean), spread, 5000), 10, 600).astype(int)
+    share = 0.42 if kind == "sql" else random.uniform(0.02, 1, 5000)
+    return Lengths(tokens, np.maximum(1, share * tokens).astype(int), "counted", known=True)
+
+
+def of(batch: int, workers: int, budget: int):
+    tree = recipe().model_dump(mode="json")
+    tree["train"] |= {"global_batch_size": batch, "micro_batch_tokens": budget, "num_epochs": 3}
+    return config.resolve(tree | {"ray": {"num_workers": workers, "name": "test"}}, origin="test")
+
+
+class Table:
+    """The part of a TokenTable that planning reads."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self.lengths, self.supervised = lengths.tokens, lengths.supervised
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+CLUSTERS = [(384, 16, 2048), (320, 16, 4096), (256, 4, 4096), (256, 16, 1024), (128, 8, 8192)]
+
+
+@pytest.mark.parametrize(("batch", "workers", "budget"), CLUSTERS)
+@pytest.mark.parametrize("kind", ["sql", "short and long", "uneven"])
+def test_known_lengths_are_planned_as_the_run_packs_them(kind, batch, workers, budget):
+    """Against all steps of three epochs, of which the plan samples the first 20."""
+    known, made = rows(kind), of(batch, workers, budget)
+    planned = workload.workload(made, known)
+    planners = [StepPlanner(Table(known), made.train, True, rank, workers) for rank in range(workers)]
+    passes, most, longest = [], 0, 0
+    for number in range(1, planned.steps + 1):
+        shares = [planner.step(number).micro_batches for planner in planners]
+        passes.append(len(shares[0]))
+        most = max(most, *(int(known.supervised[micro].sum()) for share in shares for micro in share))
+        longest = max(longest, *(int(known.tokens[micro].sum()) for share in shares for micro in share))
+    assert planned.micro_batches == pytest.approx(np.mean(passes), rel=0.1)
+    assert planned.largest.supervised >= most
+    assert planned.largest.tokens >= longest
+
+
+def test_passes_are_a_mean_and_not_the_least():
+    """Loads about the capacity: some steps take a second pass, all of them where rows do not fill it."""
+    halves = Lengths(np.full(640, 600), np.full(640, 300), "counted", known=True)
+    assert workload.workload(of(64, 4, 1000), halves).micro_batches == 16, "ceil(9.6) if they could be cut"
+    assert 1 < workload.workload(of(384, 16, 2048), rows("sql")).micro_batches < 2
+    unknown = replace(rows("sql"), known=False)
+    assert workload.workload(of(384, 16, 2048), unknown).micro_batches == 1
+
+
+def test_a_second_plan_packs_nothing(monkeypatch):
+    known = rows("sql")
+    first = workload.workload(of(256, 16, 2048), known)
+    monkeypatch.setattr(packing, "pack", None)
+    assert workload.workload(of(256, 16, 2048), known) == first
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys, fulltune.plan.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
