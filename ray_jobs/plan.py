@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,12 @@ def _known(
     model_config = architecture(
         config.model, task_list, tokenizer, fetch=fetch, base=base.architecture if base else None
     )
-    return model_config, lengths.of(config, tokenizer, fetch=fetch, say=say), tokenizer
+    rows = lengths.of(config, tokenizer, fetch=fetch, say=say)
+    if config.model.tokenizer is not None and tokenizer is None:
+        size = f"model.tokenizer.vocab_size, {config.model.tokenizer.vocab_size:,}"
+        rows = replace(rows, source=f"{rows.source}; no tokenizer trained, as its texts are on the hub: it counts as "
+                       f"{size}, and the tasks' tokens")  # fmt: skip
+    return model_config, rows, tokenizer
 
 
 def architecture(
@@ -104,11 +109,12 @@ def architecture(
     Args:
         base: config.json of the earlier stage that it starts from.
     """
+    special = {token for task in task_list for token in task.special_tokens}
     if config.init == "random":
-        size = len(tokenizer) if tokenizer is not None else 0
+        untrained = config.tokenizer.vocab_size + len(special) if config.tokenizer is not None else 0
+        size = len(tokenizer) if tokenizer is not None else untrained
         return {"model_type": "llama"} | config.config | {"vocab_size": model.padded(size)}
     found = base if base is not None else _pretrained(config, fetch=fetch)
-    special = {token for task in task_list for token in task.special_tokens}
     tokens = len(tokenizer) if tokenizer is not None else found["vocab_size"] + len(special) + 1
     return dict(found) | {"vocab_size": max(found["vocab_size"], model.padded(tokens))}
 
@@ -162,7 +168,10 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
     """The run's tokenizer with the tasks' tokens, or None where it is not at hand."""
     named = config.model
     if named.tokenizer is not None:
-        tokenizer = tok.train_bpe(texts(training_sources(config)), named.tokenizer.vocab_size)
+        sources = training_sources(config)
+        if not fetch and any(source.source == "hub" for source in sources):  # a mirror of the hub is a folder here
+            return None
+        tokenizer = tok.train_bpe(texts(sources), named.tokenizer.vocab_size)
     elif base is not None:
         tokenizer = copy.deepcopy(base.tokenizer)
     else:

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from ray_jobs import cli, recipes
+from ray_jobs.plan import known
 from tasks.base import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,24 @@ def test_recipes_that_train_a_tokenizer_are_planned_from_their_data(name, real_d
     jsonschema.validate(found, SCHEMA)
     assert code == 0
     assert found["fits"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tokenizer_of_texts_on_the_hub_is_assumed_and_nothing_is_asked_of_the_network(name, monkeypatch, capsys):
+    from fulltune import config
+    from ray_jobs.prepare import task_of
+    from tasks import origins
+
+    monkeypatch.setattr(origins, "_hub", lambda *_: pytest.fail("the network was asked without --fetch"))
+    code, found = planned(capsys, name)
+    jsonschema.validate(found, SCHEMA)
+    assert (code, found["fits"]) == (0, True)
+    recipe = config.load(recipes.path(name))
+    size = recipe.model.tokenizer.vocab_size
+    assert any("no tokenizer trained" in line and f"vocab_size, {size:,}" in line for line in found["assumptions"])
+    model_config, _ = known(recipe, fetch=False, say=print)
+    tokens = size + len(task_of(recipe).special_tokens)
+    assert tokens <= model_config["vocab_size"] < tokens + 64
 
 
 def test_every_recipe_is_planned_somewhere():
