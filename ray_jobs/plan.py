@@ -22,9 +22,11 @@ from fulltune.plan.workload import Lengths
 from ray_jobs import lengths
 from ray_jobs.prepare import task_of, texts, training_sources
 from ray_jobs.settled import settled
+from ray_jobs.tokenise import Source
 from tasks.base import Task, UserError
 
 USUAL = Options()  # nodes as the table of GPUs has them
+_tokenizers: dict[str, Any] = {}  # of this process
 
 # hub ids whose config.json ships with fulltune
 SHIPPED = {
@@ -171,7 +173,7 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
         sources = training_sources(config)
         if not fetch and any(source.source == "hub" for source in sources):  # a mirror of the hub is a folder here
             return None
-        tokenizer = tok.train_bpe(texts(sources), named.tokenizer.vocab_size)
+        tokenizer = _trained(sources, named.tokenizer.vocab_size)
     elif base is not None:
         tokenizer = copy.deepcopy(base.tokenizer)
     else:
@@ -188,6 +190,14 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
     return tokenizer
 
 
+def _trained(sources: Sequence[Source], vocab_size: int) -> Any:
+    """A tokenizer of these sources' texts, trained once per process."""
+    key = repr((vocab_size, [lengths.identity(source) for source in sources]))
+    if key not in _tokenizers:
+        _tokenizers[key] = tok.train_bpe(texts(sources), vocab_size)
+    return copy.deepcopy(_tokenizers[key])  # which is given the tasks' tokens
+
+
 def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: Callable[[str], None]) -> None:
     """Before a run on GPUs of a known type starts: does it, or each of its stages, fit? Else the message carries the
     configuration that does. A run that has begun is judged as it would go on.
@@ -200,7 +210,7 @@ def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: 
     if not config.ray.use_gpu or (options.gpu or config.ray.accelerator_type) is None:
         return
     try:
-        found = plans(config, options, fetch=False, say=_silent, settle=lambda stage: settled(stage, say=_silent))
+        found = plans(config, options, fetch=False, say=say, settle=lambda stage: settled(stage, say=_silent))
     except UserError as error:
         say(f"not planned: {error.got}")
         return
