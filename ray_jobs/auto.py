@@ -34,7 +34,7 @@ def decided(
         return measured(run, kept, say=say)
     found = _plan(kept, nodes, fetch, say)
     if not force:
-        refuse(found)
+        refuse(found, nodes)
     if kept.deepspeed == deepspeed_configs.AUTO:
         say(f"deepspeed: auto is {found.config.deepspeed}: {_reason(found)}")
     if kept.train.micro_batch_tokens == "auto":

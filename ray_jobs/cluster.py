@@ -19,7 +19,6 @@ from fulltune.plan.planner import Options
 from tasks.base import UserError
 
 LOCAL = "local"
-SEVERAL_SIZES = ("A100",)  # 40 and 80 GB under one label
 
 
 @contextlib.contextmanager
@@ -150,7 +149,7 @@ def with_gpu(config: RayConfig, nodes: Options, *, certain: bool = False) -> Opt
     found = as_found(config, nodes)
     if config.use_gpu and ray.is_initialized() and (found.gpu or config.accelerator_type) is None:
         kind = known_gpu()
-        return found if certain and kind in SEVERAL_SIZES else replace(found, gpu=kind)
+        return found if certain and kind in hardware.SEVERAL_SIZES else replace(found, gpu=kind)
     return found
 
 

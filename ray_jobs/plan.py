@@ -16,8 +16,8 @@ from typing import Any
 from fulltune import architectures, model, stages
 from fulltune import tokenizer as tok
 from fulltune.config import ModelConfig, RunConfig
-from fulltune.plan import planner
-from fulltune.plan.planner import Options, Plan
+from fulltune.plan import hardware, planner
+from fulltune.plan.planner import Options, Plan, gb
 from fulltune.plan.workload import Lengths
 from ray_jobs import lengths
 from ray_jobs.prepare import task_of, texts, training_sources
@@ -215,15 +215,19 @@ def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: 
         say(f"not planned: {error.got}")
         return
     for each in found:
-        refuse(each, f"{each.config.ray.name} " if config.stages else "")
+        refuse(each, options, f"{each.config.ray.name} " if config.stages else "")
 
 
 def _silent(_: str) -> None:
     """Says nothing."""
 
 
-def refuse(found: Plan, name: str = "") -> None:
-    """Ends here where a run on GPUs does not fit by plan; `name` begins the message.
+def refuse(found: Plan, options: Options, name: str = "") -> None:
+    """Ends here where a run on GPUs does not fit by plan.
+
+    Args:
+        options: those of the plan.
+        name: begins the message.
 
     Raises:
         UserError: what is too large, and the settings that would fit.
@@ -234,8 +238,18 @@ def refuse(found: Plan, name: str = "") -> None:
     raise UserError(
         got=f"planned: {name}" + "; ".join(found.problems),
         wanted=f"a run that fits {config.ray.min_workers} x {found.gpu.name}",
-        fix=f"{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
+        fix=f"{_larger(found, options)}{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
     )
+
+
+def _larger(found: Plan, options: Options) -> str:
+    """How to name the larger size of a type that was planned as its smallest, for want of a word on it."""
+    named = options.gpu or found.config.ray.accelerator_type
+    size = hardware.largest(named) if named is not None else None
+    if found.gpu is None or size is None:
+        return ""
+    memory = gb(hardware.gpu(size).memory)
+    return f"ray.accelerator_type={size} if they have {memory} (a bare {named} is taken for {found.gpu.name}), or "
 
 
 def advice(found: Plan) -> str:
