@@ -32,9 +32,9 @@ def decided(
     kept = as_begun(run, say=say)
     if not left_open(kept):
         return measured(run, kept, say=say)
-    found = _plan(kept, nodes, fetch)
+    found = _plan(kept, nodes, fetch, say)
     if not force:
-        refuse(found)
+        refuse(found, nodes)
     if kept.deepspeed == deepspeed_configs.AUTO:
         say(f"deepspeed: auto is {found.config.deepspeed}: {_reason(found)}")
     if kept.train.micro_batch_tokens == "auto":
@@ -43,14 +43,14 @@ def decided(
     return measured(run, found.config, say=say)
 
 
-def _plan(run: RunConfig, nodes: Options, fetch: bool) -> Plan:
+def _plan(run: RunConfig, nodes: Options, fetch: bool, say: Callable[[str], None]) -> Plan:
     by_file = run.deepspeed == deepspeed_configs.AUTO
     setting = "deepspeed" if by_file else "train.micro_batch_tokens"
     example = (
         "name a file yourself, for example deepspeed=zero3" if by_file else f"give a number, such as {setting}=4096"
     )
     try:
-        return plan(run, nodes, fetch=fetch, say=lambda _: None)
+        return plan(run, nodes, fetch=fetch, say=say)
     except UserError as error:
         raise UserError(
             got=f"{setting}: auto, and no plan: {error.got}",

@@ -24,7 +24,6 @@ from tasks.base import UserError
 log = logging.getLogger(__name__)
 LOCAL = "local"
 ANSWER_S = 30.0  # for a node to start a process and say how much memory it has
-SEVERAL_SIZES = ("A100",)  # 40 and 80 GB under one label
 
 
 @contextlib.contextmanager
@@ -179,7 +178,7 @@ def with_gpu(config: RayConfig, nodes: Options, *, certain: bool = False) -> Opt
     found = as_found(config, nodes)
     if config.use_gpu and ray.is_initialized() and (found.gpu or config.accelerator_type) is None:
         kind = known_gpu()
-        return found if certain and kind in SEVERAL_SIZES else replace(found, gpu=kind)
+        return found if certain and kind in hardware.SEVERAL_SIZES else replace(found, gpu=kind)
     return found
 
 

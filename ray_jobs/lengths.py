@@ -1,13 +1,15 @@
 """Token lengths of a recipe's training data for its plan: counted where data and tokenizer are at hand, else estimated.
 
 A plan must be possible before anything was fetched, and before a corpus is read that no disk holds: what is missing is
-assumed or sampled, and the source of the lengths says so.
+assumed or sampled, and the source of the lengths says so. A command plans several times (the gates in `plan.py`, then
+`auto.py`): rows are read once per process, and of a table that `prepare` left only the counts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from fulltune import tokenizer as tok
 from fulltune.config import MixturePart, RunConfig
 from fulltune.plan import workload
 from fulltune.plan.workload import Lengths
-from ray_jobs.prepare import load_split, task_of
+from ray_jobs.prepare import load_split, source_of, task_of, tokenised_before
+from ray_jobs.tokenise import Source
 from tasks.base import Record, Task, UserError
+from tasks.sources import fingerprint
 
 # training splits of the published data sets in tokens of Llama-2 with the task's own: rows, mean length, standard
 # deviation, supervised share; counted once on the full splits
@@ -29,6 +33,9 @@ COUNTED = {
 }
 BYTES_PER_TOKEN = 3.0  # Llama-2's tokenizer takes 2.2 (arithmetic) to 3.6 (queries) on the tasks' texts
 SAMPLE_ROWS = 2000  # of a stream, whose length is not known either
+SPREAD_ROWS = 20_000  # of a source that has more of them
+
+_found: dict[str, Lengths] = {}  # in this process, by `_key`
 
 
 def of(config: RunConfig, tokenizer: Any | None, *, fetch: bool, say: Callable[[str], None]) -> Lengths:
@@ -82,23 +89,101 @@ def _mixed(parts: Sequence[Lengths], taken: Sequence[int], *, seed: int) -> Leng
 
 
 def _of_source(config: RunConfig, tokenizer: Any | None, fetch: bool, say: Callable[[str], None]) -> Lengths:
-    task, limit = task_of(config), config.data.limit
+    task = task_of(config)
     if config.data.source == "hub" and not os.environ.get("FULLTUNE_DATA") and not fetch:
         return _counted(config, task)
-    streamed = config.data.loader == "streaming"
-    records = load_split(config, task, "train", min(limit or SAMPLE_ROWS, SAMPLE_ROWS) if streamed else limit, say)
-    if tokenizer is None:
-        return _from_bytes(task, records)
+    key = _key(config, tokenizer)
+    if key not in _found:
+        _found[key] = _read(config, task, tokenizer, say)
+    return _found[key]
+
+
+def _key(config: RunConfig, tokenizer: Any | None) -> str:
+    """What decides about the lengths of a source; whether the network may be asked does not."""
+    settings = (config.data.loader, config.data.max_length, config.data.loss_on, str(config.run_dir.parent))
+    told = None if tokenizer is None else tok.fingerprint(tokenizer)
+    return repr((identity(source_of(config, "train", config.data.limit)), settings, told))
+
+
+def identity(source: Source) -> str:
+    """What decides within a process about the rows of a source: of files their names, sizes and times as well."""
+    named = source.source in ("bundled", "hub")
+    return repr((source, None if named else fingerprint(source.open(), source.split, source.source, contents=False)))
+
+
+def _read(config: RunConfig, task: Task, tokenizer: Any | None, say: Callable[[str], None]) -> Lengths:
+    if config.data.loader == "streaming":
+        most = min(config.data.limit or SAMPLE_ROWS, SAMPLE_ROWS)
+        records = load_split(config, task, "train", most, say)
+        if tokenizer is None:
+            return _from_bytes(task, records)
+        known = _usable(_from_tokens(config, task, tokenizer, records), config)
+        source = f"sampled, the first {len(records):,} rows of {config.data.source}, a stream"
+        return replace(known, source=source, known=False)
+    if tokenizer is not None and (prepared := _prepared(config, tokenizer)) is not None:
+        return prepared
+    records, rows = _records(config, task, say)
+    found = _from_bytes(task, records) if tokenizer is None else _from_tokens(config, task, tokenizer, records)
+    return found if rows == len(records) else _spread_over(rows, found, config)
+
+
+def _from_tokens(config: RunConfig, task: Task, tokenizer: Any, records: list[Record]) -> Lengths:
     encoded = tok.encode_examples(
         tokenizer, task, [task.render(record) for record in records], loss_on=config.data.loss_on
     )
     tokens = np.array([len(ids) for ids, _ in encoded])
     supervised = np.array([sum(label != tok.IGNORE for label in labels[1:]) for _, labels in encoded])
-    rows = f"{len(records):,} rows of {config.data.source}"
-    if not streamed:
-        return Lengths(tokens, supervised, f"counted, {rows}", known=True)
-    known = _usable(Lengths(tokens, supervised, "", known=True), config)
-    return Lengths(known.tokens, known.supervised, f"sampled, the first {rows}, a stream", known=False)
+    return Lengths(tokens, supervised, f"counted, {len(records):,} rows of {config.data.source}", known=True)
+
+
+def _prepared(config: RunConfig, tokenizer: Any) -> Lengths | None:
+    """Those of the very examples that will be trained on, where `prepare` wrote them before."""
+    source, cache = source_of(config, "train", config.data.limit), config.run_dir.parent / "cache"
+    table = tokenised_before(source, tokenizer, config.data, cache)
+    if table is None:
+        return None
+    counted = f"counted, {len(table):,} prepared examples of {config.data.source}"
+    return Lengths(table.lengths, table.supervised, counted, known=True)
+
+
+def _records(config: RunConfig, task: Task, say: Callable[[str], None]) -> tuple[list[Record], int]:
+    """Rows to measure, all of a source that is not large, and how many usable ones it has (of a large one about)."""
+    limit, lines = config.data.limit, list[str]()
+    records = load_split(config, task, "train", min(limit or SPREAD_ROWS + 1, SPREAD_ROWS + 1), lines.append)
+    if len(records) <= SPREAD_ROWS:
+        for line in lines:
+            say(line)
+        return records, len(records)
+    say(f"train: over {SPREAD_ROWS:,} rows in {config.data.source}: the plan counts them, and takes the lengths of "
+        f"{SPREAD_ROWS:,}, evenly spread")  # fmt: skip
+    spread, rows = _evenly(source_of(config, "train", limit).records(), SPREAD_ROWS)
+    usable = [record for record in spread if task.accepts is None or task.accepts(record)]
+    return usable, round(rows * len(usable) / len(spread))
+
+
+def _evenly(records: Iterable[Record], wanted: int) -> tuple[list[Record], int]:
+    """So many evenly spread records of all, and the number of all. One pass; at most twice as many are held."""
+    kept: list[Record] = []
+    step, total = 1, 0
+    for total, record in enumerate(records, 1):
+        if (total - 1) % step == 0:
+            kept.append(record)
+        if len(kept) > 2 * wanted:
+            kept, step = kept[::2], 2 * step
+    if len(kept) <= wanted:
+        return kept, total
+    return [kept[i] for i in np.linspace(0, len(kept) - 1, wanted).round().astype(int)], total
+
+
+def _spread_over(rows: int, found: Lengths, config: RunConfig) -> Lengths:
+    """The lengths of a sample as those of so many rows. It says as little of the longest as lengths that are assumed,
+    but rows of it that are over the limit stand for others that are left out.
+    """
+    usable = _usable(found, config)
+    examples = round(rows * len(usable.tokens) / len(found.tokens))
+    source = f"{found.source.replace('counted', 'sampled')}, evenly spread among {rows:,}"
+    tokens, supervised = (np.resize(counts.astype(np.int32), examples) for counts in (usable.tokens, usable.supervised))
+    return Lengths(tokens, supervised, source, known=False)
 
 
 def _counted(config: RunConfig, task: Task) -> Lengths:

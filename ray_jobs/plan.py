@@ -9,22 +9,24 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fulltune import architectures, model, stages
 from fulltune import tokenizer as tok
 from fulltune.config import ModelConfig, RunConfig
-from fulltune.plan import planner
-from fulltune.plan.planner import Options, Plan
+from fulltune.plan import hardware, planner
+from fulltune.plan.planner import Options, Plan, gb
 from fulltune.plan.workload import Lengths
 from ray_jobs import lengths
 from ray_jobs.prepare import task_of, texts, training_sources
 from ray_jobs.settled import settled
+from ray_jobs.tokenise import Source
 from tasks.base import Task, UserError
 
 USUAL = Options()  # nodes as the table of GPUs has them
+_tokenizers: dict[str, Any] = {}  # of this process
 
 # hub ids whose config.json ships with fulltune
 SHIPPED = {
@@ -88,7 +90,12 @@ def _known(
     model_config = architecture(
         config.model, task_list, tokenizer, fetch=fetch, base=base.architecture if base else None
     )
-    return model_config, lengths.of(config, tokenizer, fetch=fetch, say=say), tokenizer
+    rows = lengths.of(config, tokenizer, fetch=fetch, say=say)
+    if config.model.tokenizer is not None and tokenizer is None:
+        size = f"model.tokenizer.vocab_size, {config.model.tokenizer.vocab_size:,}"
+        rows = replace(rows, source=f"{rows.source}; no tokenizer trained, as its texts are on the hub: it counts as "
+                       f"{size}, and the tasks' tokens")  # fmt: skip
+    return model_config, rows, tokenizer
 
 
 def architecture(
@@ -104,11 +111,12 @@ def architecture(
     Args:
         base: config.json of the earlier stage that it starts from.
     """
+    special = {token for task in task_list for token in task.special_tokens}
     if config.init == "random":
-        size = len(tokenizer) if tokenizer is not None else 0
+        untrained = config.tokenizer.vocab_size + len(special) if config.tokenizer is not None else 0
+        size = len(tokenizer) if tokenizer is not None else untrained
         return {"model_type": "llama"} | config.config | {"vocab_size": model.padded(size)}
     found = base if base is not None else _pretrained(config, fetch=fetch)
-    special = {token for task in task_list for token in task.special_tokens}
     tokens = len(tokenizer) if tokenizer is not None else found["vocab_size"] + len(special) + 1
     return dict(found) | {"vocab_size": max(found["vocab_size"], model.padded(tokens))}
 
@@ -162,7 +170,10 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
     """The run's tokenizer with the tasks' tokens, or None where it is not at hand."""
     named = config.model
     if named.tokenizer is not None:
-        tokenizer = tok.train_bpe(texts(training_sources(config)), named.tokenizer.vocab_size)
+        sources = training_sources(config)
+        if not fetch and any(source.source == "hub" for source in sources):  # a mirror of the hub is a folder here
+            return None
+        tokenizer = _trained(sources, named.tokenizer.vocab_size)
     elif base is not None:
         tokenizer = copy.deepcopy(base.tokenizer)
     else:
@@ -179,6 +190,14 @@ def _tokenizer(config: RunConfig, task_list: Sequence[Task], fetch: bool, base: 
     return tokenizer
 
 
+def _trained(sources: Sequence[Source], vocab_size: int) -> Any:
+    """A tokenizer of these sources' texts, trained once per process."""
+    key = repr((vocab_size, [lengths.identity(source) for source in sources]))
+    if key not in _tokenizers:
+        _tokenizers[key] = tok.train_bpe(texts(sources), vocab_size)
+    return copy.deepcopy(_tokenizers[key])  # which is given the tasks' tokens
+
+
 def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: Callable[[str], None]) -> None:
     """Before a run on GPUs of a known type starts: does it, or each of its stages, fit? Else the message carries the
     configuration that does. A run that has begun is judged as it would go on.
@@ -191,20 +210,24 @@ def refuse_what_cannot_fit(config: RunConfig, options: Options = USUAL, *, say: 
     if not config.ray.use_gpu or (options.gpu or config.ray.accelerator_type) is None:
         return
     try:
-        found = plans(config, options, fetch=False, say=_silent, settle=lambda stage: settled(stage, say=_silent))
+        found = plans(config, options, fetch=False, say=say, settle=lambda stage: settled(stage, say=_silent))
     except UserError as error:
         say(f"not planned: {error.got}")
         return
     for each in found:
-        refuse(each, f"{each.config.ray.name} " if config.stages else "")
+        refuse(each, options, f"{each.config.ray.name} " if config.stages else "")
 
 
 def _silent(_: str) -> None:
     """Says nothing."""
 
 
-def refuse(found: Plan, name: str = "") -> None:
-    """Ends here where a run on GPUs does not fit by plan; `name` begins the message.
+def refuse(found: Plan, options: Options, name: str = "") -> None:
+    """Ends here where a run on GPUs does not fit by plan.
+
+    Args:
+        options: those of the plan.
+        name: begins the message.
 
     Raises:
         UserError: what is too large, and the settings that would fit.
@@ -215,8 +238,18 @@ def refuse(found: Plan, name: str = "") -> None:
     raise UserError(
         got=f"planned: {name}" + "; ".join(found.problems),
         wanted=f"a run that fits {config.ray.min_workers} x {found.gpu.name}",
-        fix=f"{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
+        fix=f"{_larger(found, options)}{advice(found)}; `fulltune plan` shows the figures, --force starts anyway",
     )
+
+
+def _larger(found: Plan, options: Options) -> str:
+    """How to name the larger size of a type that was planned as its smallest, for want of a word on it."""
+    named = options.gpu or found.config.ray.accelerator_type
+    size = hardware.largest(named) if named is not None else None
+    if found.gpu is None or size is None:
+        return ""
+    memory = gb(hardware.gpu(size).memory)
+    return f"ray.accelerator_type={size} if they have {memory} (a bare {named} is taken for {found.gpu.name}), or "
 
 
 def advice(found: Plan) -> str:

@@ -160,11 +160,7 @@ def tokenised(
         reserved: special tokens of other tasks in the vocabulary, which the text must not hold either.
     """
     task, tokenizer = source.open(), tok.load(str(tokenizer_dir))
-    head = list(islice(source.chunks(), HEAD_CHUNKS + 1))
-    small = len(head) <= HEAD_CHUNKS
-    del head[HEAD_CHUNKS:]
-    rest = "" if small else _identity(task, source)
-    folder = cache / data.folder_name(task, head, tokenizer, config, split=source.split, rest=rest)
+    folder, head, small = _place(source, task, tokenizer, config, cache)
     if not data.is_written(folder):
         about = data.facts(task, tokenizer, source.split)
         if small:
@@ -174,6 +170,28 @@ def tokenised(
             say(f"{source.split}: tokenising {source.source} on Ray Data")
             data.write(folder, _on_ray(source, tokenizer_dir, config, reserved), about)
     return data.opened(folder, config)
+
+
+def tokenised_before(
+    source: Source, tokenizer: tok.Tokenizer, config: DataConfig, cache: Path
+) -> data.TokenTable | None:
+    """The source in tokens, where an earlier command left it in the cache."""
+    task = source.open()
+    if not any(cache.glob(f"{task.name}-{source.split}-*")):  # before rows are read to name the folder
+        return None
+    folder, _, _ = _place(source, task, tokenizer, config, cache)
+    return data.opened(folder, config) if data.is_written(folder) else None
+
+
+def _place(
+    source: Source, task: Task, tokenizer: tok.Tokenizer, config: DataConfig, cache: Path
+) -> tuple[Path, list[data.Chunk], bool]:
+    """The folder of the source's tokens, its first chunks, and whether those are all of them."""
+    head = list(islice(source.chunks(), HEAD_CHUNKS + 1))
+    small = len(head) <= HEAD_CHUNKS
+    del head[HEAD_CHUNKS:]
+    rest = "" if small else _identity(task, source)
+    return cache / data.folder_name(task, head, tokenizer, config, split=source.split, rest=rest), head, small
 
 
 def _identity(task: Task, source: Source, *, contents: bool = True) -> str:

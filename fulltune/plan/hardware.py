@@ -129,6 +129,9 @@ ALIASES = {
     "GEFORCE-RTX-4090": "RTX-4090",
 }
 
+# names that stand for several sizes, of which a plan takes the smallest: the largest
+SEVERAL_SIZES = {"A100": "A100-80"}
+
 # Ray makes the label of a node from NVML's name of its first GPU: without the memory size, and consumer cards whole
 # (ray/_private/accelerators/nvidia_gpu.py). Its own A100-40G and A100-80G are on a node only where someone put them.
 RAY_LABELS = {
@@ -172,6 +175,11 @@ def gpu(name: str) -> Gpu:
         fix=(f"did you mean {near[0]!r}? " if near else "") + "for another type add --gpu NAME of the one nearest in "
         "memory: its figures are planned with, and workers are placed by ray.accelerator_type all the same",
     )
+
+
+def largest(name: str) -> str | None:
+    """The largest size of a type whose name leaves its size open; None for a name that says it."""
+    return SEVERAL_SIZES.get(_spelled(name))
 
 
 def ray_label(name: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray_jobs.commands import recipe
@@ -41,8 +42,24 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.force and not joins:
         from ray_jobs.plan import refuse_what_cannot_fit
 
-        refuse_what_cannot_fit(resolved, nodes, say=recipe.say)
+        refuse_what_cannot_fit(resolved, _as_here(resolved, nodes), say=recipe.say)
     return train_and_report(resolved, with_report=not arguments.no_report, nodes=nodes, force=arguments.force)
+
+
+def _as_here(resolved: RunConfig, nodes: Options) -> Options:
+    """The options with what this machine has where the user said nothing: a run that joins no cluster takes place here.
+
+    Unchanged without a GPU to start on. Memory is all there is, not what is free now: once Ray has started, the plan is
+    asked again with what Ray found.
+    """
+    from fulltune import device
+    from fulltune.preflight import facts
+
+    gpus = device.gpu_count() if resolved.ray.use_gpu else 0
+    if not gpus:
+        return nodes
+    memory = nodes.host_memory or facts.host_memory()[0]
+    return replace(nodes, host_memory=memory, gpus_per_node=nodes.gpus_per_node or gpus)
 
 
 def _with_sharding(resolved: RunConfig, nodes: Options) -> RunConfig:

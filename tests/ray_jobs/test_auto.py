@@ -11,7 +11,7 @@ from fulltune import checkpoint, config
 from fulltune.plan import search
 from fulltune.plan.planner import Options
 from fulltune.preflight import micro_batch
-from ray_jobs import auto, cli, recipes, settled
+from ray_jobs import auto, cli, cluster, recipes, settled
 from ray_jobs.plan import refuse_what_cannot_fit
 from tasks.base import UserError
 
@@ -72,6 +72,35 @@ def test_what_cannot_fit_the_nodes_is_refused_unless_forced(tmp_path):
         auto.decided(run, small, fetch=False, say=print)
     forced = auto.decided(run, small, fetch=False, say=print, force=True)
     assert forced.deepspeed in deepspeed_configs.names()
+
+
+@pytest.fixture
+def a100s(monkeypatch):
+    """Nodes that Ray labels A100, whatever the size."""
+    import ray
+
+    row = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0, "memory": 1000.0 * 2**30}
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Resources": row, "Alive": True}])
+    monkeypatch.setattr(cluster, "_host_memory", lambda _: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: row)
+
+
+@pytest.mark.usefixtures("a100s")
+@pytest.mark.parametrize("kind", ["null", "A100"])
+def test_nodes_of_one_label_and_two_sizes_are_refused_with_the_way_to_name_the_larger(tmp_path, kind):
+    def decide(name):
+        changes = [OPEN, "deepspeed=zero2_13b", "ray.num_workers=8", f"ray.accelerator_type={name}"]
+        run = config.load(recipes.path("viggo_llama2_13b"), [f"ray.storage_path={tmp_path}", *changes])
+        return auto.decided(run, cluster.with_gpu(run.ray, Options()), fetch=False, say=print)
+
+    way_out = r"ray\.accelerator_type=A100-80 if they have 85\.0 GB \(a bare A100 is taken for A100-40\), or "
+    with pytest.raises(UserError, match=rf"(?s)an A100-40 has 42\.4 GB.*{way_out}"):
+        decide(kind)
+    decide("A100-80")
+    with pytest.raises(UserError, match="an A100-40 has") as refused:
+        decide("A100-40")
+    assert "A100-80" not in str(refused.value), "the recipe has named the size"
 
 
 def test_a_named_file_is_not_touched(tmp_path):

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from ray_jobs import cli, recipes
+from ray_jobs.plan import known
 from tasks.base import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,24 @@ def test_recipes_that_train_a_tokenizer_are_planned_from_their_data(name, real_d
     jsonschema.validate(found, SCHEMA)
     assert code == 0
     assert found["fits"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tokenizer_of_texts_on_the_hub_is_assumed_and_nothing_is_asked_of_the_network(name, monkeypatch, capsys):
+    from fulltune import config
+    from ray_jobs.prepare import task_of
+    from tasks import origins
+
+    monkeypatch.setattr(origins, "_hub", lambda *_: pytest.fail("the network was asked without --fetch"))
+    code, found = planned(capsys, name)
+    jsonschema.validate(found, SCHEMA)
+    assert (code, found["fits"]) == (0, True)
+    recipe = config.load(recipes.path(name))
+    size = recipe.model.tokenizer.vocab_size
+    assert any("no tokenizer trained" in line and f"vocab_size, {size:,}" in line for line in found["assumptions"])
+    model_config, _ = known(recipe, fetch=False, say=print)
+    tokens = size + len(task_of(recipe).special_tokens)
+    assert tokens <= model_config["vocab_size"] < tokens + 64
 
 
 def test_every_recipe_is_planned_somewhere():
@@ -172,13 +191,68 @@ def test_on_a_cluster_that_is_there_its_own_nodes_decide(monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Resources": row, "Alive": True} for row in rows])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "node", "Resources": row, "Alive": True} for row in rows])
+    monkeypatch.setattr(cluster, "_host_memory", lambda nodes: 64 * 2**30)
     monkeypatch.setattr(training, "train", lambda *_, **__: Path("checkpoint"))
     run = ["train", "viggo_llama2_7b", "deepspeed=zero3_offload_7b", "--no-report"]
     assert cli.main(run) == 2
     assert "of host memory per node, Ray leaves 65.3 GB" in capsys.readouterr().err
     assert cli.main([*run, "--force"]) == 0
     assert cli.main([*run, "--host-memory", "768"]) == 0
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(gib): this one has two GPUs and so much memory; a list of the runs that went past the first gate."""
+    from fulltune import device
+    from fulltune.preflight import facts
+    from ray_jobs.commands import train
+
+    passed = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(device, "gpu_count", lambda: 2)
+    monkeypatch.setattr(train, "train_and_report", lambda run, **named: passed.append(named["nodes"]) or 0)
+
+    def has(gib):
+        monkeypatch.setattr(facts, "host_memory", lambda: (gib * 2**30, 2**30))
+        return passed
+
+    return has
+
+
+TWO = ["viggo_llama2_7b", "ray.num_workers=2", "ray.accelerator_type=RTX-4090"]
+OFFLOADED = ["train", *TWO, "deepspeed=zero3_offload_7b"]
+
+
+def test_a_local_start_is_judged_by_this_machine_and_not_by_the_instance_of_the_table(machine, capsys):
+    from fulltune.plan.planner import Options
+
+    passed = machine(256)
+    assert cli.main(OFFLOADED) == 0
+    assert passed == [Options()], "Ray's own nodes are asked afterwards"
+    machine(64)
+    assert cli.main(OFFLOADED) == 2
+    assert "Ray leaves 65.3 GB of 68.7 GB" in capsys.readouterr().err
+    assert cli.main([*OFFLOADED, "--host-memory", "256"]) == 0
+    machine(256)
+    assert cli.main([*OFFLOADED, "--host-memory", "64"]) == 2
+    assert len(passed) == 2
+
+
+def test_a_local_start_that_no_memory_of_the_machine_makes_fit_its_gpus_is_refused_before_ray(machine, capsys):
+    passed = machine(4096)
+    assert cli.main(["train", *TWO, "deepspeed=zero3"]) == 2
+    assert "per GPU, an RTX-4090 has" in capsys.readouterr().err
+    assert not passed
+
+
+def test_a_job_goes_to_other_nodes_than_this_machine(machine, monkeypatch, capsys):
+    import ray_jobs.submit
+
+    machine(256)
+    monkeypatch.setattr(ray_jobs.submit, "submit", lambda *_, **__: pytest.fail("was sent"))
+    assert cli.main(["submit", *OFFLOADED[1:], "--address", "http://x"]) == 2
+    assert "Ray leaves 65.3 GB" in capsys.readouterr().err
 
 
 def test_nodes_are_planned_as_they_are_said_to_be(capsys):
