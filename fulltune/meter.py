@@ -18,7 +18,10 @@ from fulltune.plan.shape import ModelShape
 from fulltune.train import StepDone
 
 Figures = dict[str, float | None]
-SLOWER_VARIANTS = {"PCIE", "NVL"}  # of the H100: another peak than the SXM module's in the table
+# words of a name that tell of less than the table's row: another card, or (MIG) a slice of one
+SLOWER_VARIANTS = frozenset({"PCIE", "NVL", "D", "LAPTOP", "MIG"})
+SAME_PEAK = {"A100-40": {"PCIE"}, "A100-80": {"PCIE"}}  # the A100's PCIe card has the module's
+VIRTUAL = re.compile(r"\d+[ABCQ]")  # NVIDIA's profiles of a virtual GPU, such as 20C: a share of the card named before
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +143,16 @@ def for_run(
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """The table's row for a device name such as "NVIDIA A100-SXM4-80GB"; None for a type that it does not have."""
+    """The table's row for a device name such as "NVIDIA A100-SXM4-80GB".
+
+    None for a type that it does not have: a slower card of the same name and a part of a GPU have neither the row's
+    peak nor its price.
+    """
     words = {word.removesuffix("GB") for word in re.split(r"[ -]", name.upper())}
-    if "H100" in words and words & SLOWER_VARIANTS:
+    gpu = next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
+    if gpu is None or any(map(VIRTUAL.fullmatch, words)):
         return None
-    return next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
+    return None if words & (SLOWER_VARIANTS - SAME_PEAK.get(gpu.name, set())) else gpu
 
 
 def _rounded(hours: float | None, price: float | None = 1.0) -> float | None:
