@@ -47,6 +47,7 @@ class Meter:
 
     Attributes:
         workers: devices that work for the run.
+        device: what CUDA calls each of them, or "cpu"; utilisation is a share of this type's peak.
         on_gpu: whether those are GPUs; hours of CPUs are not counted.
         peak_flops: of one device in the training dtype, FLOP/s.
         usd_per_hour: of one device.
@@ -55,6 +56,7 @@ class Meter:
     shape: ModelShape
     workers: int
     total_steps: int
+    device: str = "cpu"
     on_gpu: bool = False
     peak_flops: float | None = None
     usd_per_hour: float | None = None
@@ -136,6 +138,7 @@ def for_run(
         shape=shape.of(json.loads((model / "config.json").read_text())),
         workers=workers,
         total_steps=total_steps,
+        device=gpu_name or "cpu",
         on_gpu=gpu_name is not None,
         peak_flops=gpu.peak(4 if dtype == "float32" else 2) if gpu is not None else None,
         usd_per_hour=listed,

@@ -60,7 +60,8 @@ class MetricsLog:
         """One optimizer step, if it is one of those that are logged; the time of the others is on the bill too."""
         now = time.perf_counter()
         if event.step % self._every == 0:
-            self._write(dataclasses.asdict(event) | self._meter.rates(event) | self._spending(event.step, now))
+            worth = self._meter.rates(event) | self._spending(event.step, now)
+            self._write(dataclasses.asdict(event) | worth | {"device": self._meter.device})
         else:
             self._charge_now_and_then(now)
 

@@ -114,6 +114,7 @@ def test_gpus_are_known_by_what_cuda_calls_them(name, found):
 def test_the_peak_is_that_of_device_and_dtype(tmp_path, gpu, dtype, peak):
     (tmp_path / "config.json").write_text(json.dumps(architectures.load("llama2_7b")))
     made = meter.for_run(tmp_path, gpu_name=gpu, dtype=dtype, workers=2, total_steps=5)
+    assert made.device == (gpu or "cpu")
     assert (made.peak_flops, made.on_gpu, made.shape.parameters) == (peak, gpu is not None, 6_738_415_616)
 
 

@@ -42,7 +42,15 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert wanted | {"epoch", "attempt", "time"} <= set(lines[0])
     worth = {"gpu_hours", "gpu_hours_to_go", "cost_usd", "cost_usd_to_go", "seconds_to_go", "supervised_tokens_per_s"}
     parts = {"data_seconds", "compute_seconds", "update_seconds"}
-    assert worth | parts <= set(lines[0])
+    assert worth | parts | {"padded_tokens_per_s"} <= set(lines[0])
+
+
+@pytest.mark.parametrize(("device", "mfu"), [("cpu", False), ("NVIDIA A100-SXM4-80GB", True)])
+def test_a_line_says_which_type_of_device_its_mfu_is_of(tmp_path, device, mfu):
+    figures = replace(METER, device=device, peak_flops=312e12 if mfu else None)
+    metrics.MetricsLog(tmp_path, meter=figures, began=time.perf_counter(), keep_to=0).step(done(1))
+    (line,) = metrics.read(tmp_path)
+    assert (line["device"], line["mfu"] is not None) == (device, mfu)
 
 
 def test_hours_of_earlier_attempts_stay_on_the_bill(tmp_path):
