@@ -18,7 +18,10 @@ from fulltune.plan.shape import ModelShape
 from fulltune.train import StepDone
 
 Figures = dict[str, float | None]
-SLOWER_VARIANTS = {"PCIE", "NVL"}  # of the H100: another peak than the SXM module's in the table
+# words of a name that tell of less than the table's row: another card, or (MIG) a slice of one
+SLOWER_VARIANTS = frozenset({"PCIE", "NVL", "D", "LAPTOP", "MIG"})
+SAME_PEAK = {"A100-40": {"PCIE"}, "A100-80": {"PCIE"}}  # the A100's PCIe card has the module's
+VIRTUAL = re.compile(r"\d+[ABCQ]")  # NVIDIA's profiles of a virtual GPU, such as 20C: a share of the card named before
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,13 @@ class Spent:
         hours: for which the devices were held.
         gpu_hours: None where no GPU was among them.
         cost_usd: None where no price was known.
+        unpriced_gpu_hours: of `gpu_hours`, those that `cost_usd` does not cover: no price was known for them.
     """
 
     hours: float = 0.0
     gpu_hours: float | None = None
     cost_usd: float | None = None
+    unpriced_gpu_hours: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,7 @@ class Meter:
 
     Attributes:
         workers: devices that work for the run.
+        device: what CUDA calls each of them, or "cpu"; utilisation is a share of this type's peak.
         on_gpu: whether those are GPUs; hours of CPUs are not counted.
         peak_flops: of one device in the training dtype, FLOP/s.
         usd_per_hour: of one device.
@@ -50,6 +56,7 @@ class Meter:
     shape: ModelShape
     workers: int
     total_steps: int
+    device: str = "cpu"
     on_gpu: bool = False
     peak_flops: float | None = None
     usd_per_hour: float | None = None
@@ -84,21 +91,29 @@ class Meter:
             seconds_per_step: of this attempt, validation and saving included.
         """
         to_go = (self.total_steps - step) * seconds_per_step
-        hours = (self.workers * held_hours, self.workers * to_go / 3600) if self.on_gpu else (None, None)
-        return {
-            "hours": round(before.hours + held_hours, 6),
+        hours_to_go = self.workers * to_go / 3600 if self.on_gpu else None
+        return self.so_far(before, held_hours) | {
             "seconds_to_go": round(to_go, 1),
-            "gpu_hours": _rounded(hours[0], earlier=before.gpu_hours),
-            "gpu_hours_to_go": _rounded(hours[1]),
-            "cost_usd": _rounded(hours[0], self.usd_per_hour, earlier=self._earlier_cost(before)),
-            "cost_usd_to_go": _rounded(hours[1], self.usd_per_hour),
+            "gpu_hours_to_go": _rounded(hours_to_go),
+            "cost_usd_to_go": _rounded(hours_to_go, self.usd_per_hour),
         }
 
-    def _earlier_cost(self, before: Spent) -> float | None:
+    def so_far(self, before: Spent, held_hours: float) -> Figures:
+        """The part of the bill that looks back; an attempt on CPUs adds hours only."""
+        held = self.workers * held_hours if self.on_gpu else None
+        return {
+            "hours": round(before.hours + held_hours, 6),
+            "gpu_hours": before.gpu_hours if held is None else _rounded((before.gpu_hours or 0.0) + held),
+            "cost_usd": self._cost(before, held),
+        }
+
+    def _cost(self, before: Spent, held: float | None) -> float | None:
         """GPU-hours that no price was known for have today's."""
-        if before.cost_usd is not None or before.gpu_hours is None or self.usd_per_hour is None:
-            return before.cost_usd
-        return before.gpu_hours * self.usd_per_hour
+        if held is None:
+            return None if before.unpriced_gpu_hours else before.cost_usd
+        unpriced = before.gpu_hours if before.cost_usd is None else before.unpriced_gpu_hours
+        added = _rounded((unpriced or 0.0) + held, self.usd_per_hour)
+        return None if added is None else round((before.cost_usd or 0.0) + added, 4)
 
 
 def for_run(
@@ -123,6 +138,7 @@ def for_run(
         shape=shape.of(json.loads((model / "config.json").read_text())),
         workers=workers,
         total_steps=total_steps,
+        device=gpu_name or "cpu",
         on_gpu=gpu_name is not None,
         peak_flops=gpu.peak(4 if dtype == "float32" else 2) if gpu is not None else None,
         usd_per_hour=listed,
@@ -130,12 +146,17 @@ def for_run(
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """The table's row for a device name such as "NVIDIA A100-SXM4-80GB"; None for a type that it does not have."""
+    """The table's row for a device name such as "NVIDIA A100-SXM4-80GB".
+
+    None for a type that it does not have: a slower card of the same name and a part of a GPU have neither the row's
+    peak nor its price.
+    """
     words = {word.removesuffix("GB") for word in re.split(r"[ -]", name.upper())}
-    if "H100" in words and words & SLOWER_VARIANTS:
+    gpu = next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
+    if gpu is None or any(map(VIRTUAL.fullmatch, words)):
         return None
-    return next((gpu for gpu in hardware.GPUS if set(gpu.name.split("-")) <= words), None)
+    return None if words & (SLOWER_VARIANTS - SAME_PEAK.get(gpu.name, set())) else gpu
 
 
-def _rounded(hours: float | None, price: float | None = 1.0, *, earlier: float | None = None) -> float | None:
-    return None if hours is None or price is None else round((earlier or 0.0) + hours * price, 4)
+def _rounded(hours: float | None, price: float | None = 1.0) -> float | None:
+    return None if hours is None or price is None else round(hours * price, 4)

@@ -99,15 +99,17 @@ def _run(
     identity = fingerprint(config, inputs)
     phases.enter("the comparison of plans")
     workers.agree(_flat(identity))
-    phases.enter("loading the model")
-    engine = build(config, inputs.model, num_workers=workers.size)
-    workers.bound(config.ray.collective_timeout_s)
-    loader = _loader(config, inputs, workers, engine, stream, tell)
-    phases.enter("resuming")
-    copies = _mirror(config, inputs, workers, tell)
-    step, losses = _resume(engine, loader, inputs, workers, identity, config.train.seed, tell)
+    figures = partial(_meter, config, inputs, workers)
+    with metrics.paid_for(inputs.run, figures, began) if workers.rank == 0 else contextlib.nullcontext():
+        phases.enter("loading the model")
+        engine = build(config, inputs.model, num_workers=workers.size)
+        workers.bound(config.ray.collective_timeout_s)
+        loader = _loader(config, inputs, workers, engine, stream, tell)
+        phases.enter("resuming")
+        copies = _mirror(config, inputs, workers, tell)
+        step, losses = _resume(engine, loader, inputs, workers, identity, config.train.seed, tell)
+        workers.agree(loader.outlook(step + 1))
     spikes = guards.SpikeWatch(config.train.spike_window, config.train.spike_threshold, losses)
-    workers.agree(loader.outlook(step + 1))
     watch = _watch(config, inputs, workers, keep_to=step)
     saver = _saver(config, inputs, workers, copies, watch, tell)
 
@@ -117,7 +119,7 @@ def _run(
     skipped = metrics.skips(inputs.run, until=step)  # before the log is cut back
     journal = None
     if workers.rank == 0:
-        log = _log(config, inputs, workers, engine, step, loader.total_steps, began)
+        log = _log(config, inputs, workers, step, loader.total_steps, began)
         journal = Journal(inputs.run, log, watch, tell)
     events = fit(
         engine,
@@ -221,20 +223,23 @@ def _watch(config: RunConfig, inputs: Inputs, workers: comm.Workers, *, keep_to:
     return validation.Watch(inputs.run, config.validation, tasks.get(config.task, **config.task_options))
 
 
-def _log(
-    config: RunConfig, inputs: Inputs, workers: comm.Workers, engine: Engine, step: int, total_steps: int, began: float
-) -> MetricsLog:
-    figures = meter.for_run(
+def _meter(config: RunConfig, inputs: Inputs, workers: comm.Workers, total_steps: int = 0) -> meter.Meter:
+    return meter.for_run(
         inputs.model,
-        gpu_name=device.gpu_name(engine.device),
+        gpu_name=device.gpu_name(device.current_gpu()) if config.ray.use_gpu else None,
         dtype=device.dtype_name(config.model.dtype, use_gpu=config.ray.use_gpu),
         workers=workers.size,
         total_steps=total_steps,
         usd_per_hour=config.ray.usd_per_gpu_hour,
     )
+
+
+def _log(
+    config: RunConfig, inputs: Inputs, workers: comm.Workers, step: int, total_steps: int, began: float
+) -> MetricsLog:
     return MetricsLog(
         inputs.run,
-        meter=figures,
+        meter=_meter(config, inputs, workers, total_steps),
         keep_to=step,
         began=began,
         every=config.tracking.log_every_steps,

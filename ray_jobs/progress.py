@@ -19,7 +19,11 @@ POLL_S = 0.5
 
 @contextlib.contextmanager
 def following(run: Path, total_steps: int) -> Iterator[None]:
-    """Shows progress while the block runs: a bar on a terminal, a line every tenth of the way otherwise."""
+    """Shows progress while the block runs: a bar on a terminal, two lines every tenth of the way otherwise.
+
+    Where tokens and seconds of a step went stands below, in place on a terminal: with the bar it would not fit 120
+    columns.
+    """
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(run, total_steps, done), daemon=True)
     thread.start()
@@ -35,7 +39,11 @@ def _follow(run: Path, total_steps: int, done: threading.Event) -> None:
     metrics = _Tail(run / FILE, from_end=False)
     shown = 0
     quiet = not sys.stderr.isatty()
-    with tqdm(total=total_steps, unit="step", disable=quiet, file=sys.stderr, dynamic_ncols=True) as bar:
+    shape: dict[str, Any] = {"disable": quiet, "file": sys.stderr, "dynamic_ncols": True}
+    with (
+        tqdm(position=1, bar_format="{desc}", **shape) as below,  # closed last: it stays under the bar
+        tqdm(position=0, total=total_steps, unit="step", **shape) as bar,
+    ):
         while True:
             last = done.is_set()
             for line in messages.lines():
@@ -44,8 +52,9 @@ def _follow(run: Path, total_steps: int, done: threading.Event) -> None:
             if steps:
                 record = steps[-1]
                 bar.n = record["step"]
-                speed = f"{record['tokens_per_s']:,.0f} tok/s{_worth(record)}"
+                speed = f"{record['tokens_per_s']:,.0f} tok/s{_utilisation(record)}"
                 bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.1e} {speed}")
+                below.set_description_str((_parts(record) + _bill(record)).lstrip())
                 if quiet and _tenth(record["step"], total_steps) != _tenth(shown, total_steps):
                     print(_plain(record, total_steps), file=sys.stderr, flush=True)
                 shown = record["step"]
@@ -59,21 +68,39 @@ def _tenth(step: int, total: int) -> int:
 
 
 def _plain(record: dict[str, Any], total: int) -> str:
-    return (
-        f"step {record['step']}/{total}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s{_worth(record)}"
-    )
+    speed = f"{record['tokens_per_s']:,.0f} tokens/s{_utilisation(record)}{_bill(record)}"
+    first = f"step {record['step']}/{total}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  {speed}"
+    return f"{first}\n{parts}" if (parts := _parts(record)) else first
 
 
-def _worth(record: dict[str, Any]) -> str:
-    """Utilisation, GPU-hours and money, spent of all, as far as known: "  41 % MFU  2.1/6.4 GPU-h  $2/$6"."""
+def _utilisation(record: dict[str, Any]) -> str:
+    """Of the device's peak, where that is known: "  41 % MFU"."""
+    return "" if record.get("mfu") is None else f"  {record['mfu']:.0%} MFU".replace("%", " %")
+
+
+def _bill(record: dict[str, Any]) -> str:
+    """GPU-hours and money, spent of all, as far as known: "  2.1/6.4 GPU-h  $2/$6"."""
     parts = []
-    if record.get("mfu") is not None:
-        parts.append(f"  {record['mfu']:.0%} MFU".replace("%", " %"))
     for key, form in (("gpu_hours", "  {:.1f}/{:.1f} GPU-h"), ("cost_usd", "  ${:,.0f}/${:,.0f}")):
-        if record.get(key) is not None:
-            parts.append(form.format(record[key], record[key] + record[f"{key}_to_go"]))
+        if record.get(key) is not None:  # a run on CPUs may have been on GPUs before
+            parts.append(form.format(record[key], record[key] + (record.get(f"{key}_to_go") or 0.0)))
     return "".join(parts)
+
+
+def _parts(record: dict[str, Any]) -> str:
+    """What tokens and step time are made of: "  9 supervised, 1 padded tok/s  2.00 s: data 0.10, compute 1.50, ..."."""
+    found = ""
+    if {"supervised_tokens_per_s", "padded_tokens_per_s"} <= record.keys():
+        supervised, padded = record["supervised_tokens_per_s"], record["padded_tokens_per_s"]
+        found += f"  {supervised:,.0f} supervised, {padded:,.0f} padded tok/s"
+    names = ("data", "compute", "update")
+    if all(f"{name}_seconds" in record for name in names):
+        seconds = {name: record[f"{name}_seconds"] for name in names}
+        total = sum(seconds.values())
+        digits = 1 if total >= 10 else 2
+        shares = ", ".join(f"{name} {part:.{digits}f}" for name, part in seconds.items())
+        found += f"  {total:.{digits}f} s: {shares}"
+    return found
 
 
 def _parse(line: str) -> dict[str, Any]:

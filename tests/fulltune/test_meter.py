@@ -79,7 +79,17 @@ def test_without_a_price_there_are_hours_and_without_a_gpu_neither():
         ("NVIDIA L4", "L4"),
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40"),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H100-20C", None),
+        ("NVIDIA L40S-48Q", None),
         ("NVIDIA A10", None),
         ("AMD Instinct MI300X", None),
     ],
@@ -96,18 +106,28 @@ def test_gpus_are_known_by_what_cuda_calls_them(name, found):
         ("NVIDIA A10G", "float16", 70e12),
         ("NVIDIA A10G", "float32", 35e12),
         ("GeForce 9", "bfloat16", None),
+        ("NVIDIA H200 NVL", "bfloat16", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "float32", None),
         (None, "float32", None),
     ],
 )
 def test_the_peak_is_that_of_device_and_dtype(tmp_path, gpu, dtype, peak):
     (tmp_path / "config.json").write_text(json.dumps(architectures.load("llama2_7b")))
     made = meter.for_run(tmp_path, gpu_name=gpu, dtype=dtype, workers=2, total_steps=5)
+    assert made.device == (gpu or "cpu")
     assert (made.peak_flops, made.on_gpu, made.shape.parameters) == (peak, gpu is not None, 6_738_415_616)
 
 
 @pytest.mark.parametrize(
     ("gpu", "own", "price"),
-    [("NVIDIA A10G", None, 16.288 / 8), ("NVIDIA A10G", 0.5, 0.5), ("GeForce 9", 0.5, 0.5), ("GeForce 9", None, None)],
+    [
+        ("NVIDIA A10G", None, 16.288 / 8),
+        ("NVIDIA A10G", 0.5, 0.5),
+        ("GeForce 9", 0.5, 0.5),
+        ("GeForce 9", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 0.5, 0.5),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+    ],
 )
 def test_the_users_price_replaces_the_listed_one(tmp_path, gpu, own, price):
     (tmp_path / "config.json").write_text(json.dumps(architectures.load("llama2_7b")))
