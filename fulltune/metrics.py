@@ -127,16 +127,23 @@ def add_outcomes(run: Path, outcomes: Iterable[Outcome], *, tensorboard: bool = 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's log; none if there is no log. A last line that a crash cut short is left out."""
-    yield from _lines(run / FILE)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (run / FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return
     for line in text.split("\n")[:-1]:
         yield json.loads(line)
+
+
+def _bill_lines(run: Path) -> Iterator[dict[str, Any]]:
+    """Those of SPENT; one that a full disk cut short, and that was written on after it, is left out."""
+    try:
+        text = (run / SPENT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def _replace(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -154,7 +161,7 @@ def charge(run: Path, meter: Meter, held_hours: float) -> Spent:
 
     spent.jsonl then has the latest bill, the latest one with a price, and the new one; lines are as those of the log.
     """
-    known = _bills([*read(run), *_lines(run / SPENT)])
+    known = _bills([*read(run), *_bill_lines(run)])
     before = spent(known)
     _replace(run / SPENT, [*known, meter.so_far(before, held_hours)])
     return before

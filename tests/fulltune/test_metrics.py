@@ -198,6 +198,16 @@ def test_a_full_disk_does_not_end_the_run_for_its_bill(tmp_path, clock):
     log.step(done(1))
 
 
+def test_a_line_that_a_full_disk_cut_short_is_no_bill(tmp_path, clock):
+    log = attempt(tmp_path, clock, keep_to=0)
+    clock.now += 3600.0
+    log.close()
+    paid = max(json.loads(line)["hours"] for line in (tmp_path / metrics.SPENT).read_text().splitlines())
+    with (tmp_path / metrics.SPENT).open("a") as handle:
+        handle.write('{"hours": 9.0, "gpu' + '{"hours": 9.5}\n')
+    assert metrics.charge(tmp_path, METER, 0.0).hours == paid >= 1.0
+
+
 def test_the_bills_of_many_attempts_stay_few_lines(tmp_path, clock):
     for _ in range(5):
         log = attempt(tmp_path, clock, loading=1.0, keep_to=0)
