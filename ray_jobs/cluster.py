@@ -144,17 +144,21 @@ def as_found(config: RayConfig, nodes: Options) -> Options:
     )
 
 
-@lru_cache(maxsize=16)
 def _host_memory(nodes: tuple[str, ...]) -> int | None:
     """The least that a process may take on any of these nodes, asked there; None where one does not answer."""
-    asked = [_limit.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
     try:
-        return min(ray.get([task.remote() for task in asked], timeout=ANSWER_S))
+        return _asked(nodes)
     except (ray.exceptions.RayError, TimeoutError) as error:
         log.warning(
             "a node does not say how much memory it has (%s): Ray's own figures are taken", type(error).__name__
         )
         return None
+
+
+@lru_cache(maxsize=16)
+def _asked(nodes: tuple[str, ...]) -> int:
+    asked = [_limit.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+    return min(ray.get([task.remote() for task in asked], timeout=ANSWER_S))
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -163,10 +167,15 @@ def _limit() -> int:
 
 
 def _reserved(nodes: Iterable[dict[str, float]]) -> int:
-    """What Ray set aside on the smallest node. By itself it takes `memory` and its object store, three tenths, out of
-    what was free when it started; KubeRay gives the container's whole limit as `memory`, and the store comes on top.
+    """What Ray set aside on the smallest node. By itself it takes `memory` and its object store out of what was free
+    when it started; KubeRay gives the container's whole limit as `memory`, and a store of three tenths comes on top.
     """
-    return min(int(max(had.get("memory", 0), had.get("object_store_memory", 0) / 0.3)) for had in nodes)
+    return min(_set_aside(had.get("memory", 0), had.get("object_store_memory", 0)) for had in nodes)
+
+
+def _set_aside(memory: float, store: float) -> int:
+    on_top = abs(store - 0.3 * memory) < 0.01 * memory
+    return int(memory if on_top else memory + store)
 
 
 def with_gpu(config: RayConfig, nodes: Options, *, certain: bool = False) -> Options:

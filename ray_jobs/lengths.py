@@ -7,9 +7,11 @@ assumed or sampled, and the source of the lengths says so. A command plans sever
 
 from __future__ import annotations
 
+import heapq
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ COUNTED = {
 BYTES_PER_TOKEN = 3.0  # Llama-2's tokenizer takes 2.2 (arithmetic) to 3.6 (queries) on the tasks' texts
 SAMPLE_ROWS = 2000  # of a stream, whose length is not known either
 SPREAD_ROWS = 20_000  # of a source that has more of them
+LARGEST_ROWS = 64  # of such a source, by their text, that are tokenised for the longest
 
 _found: dict[str, Lengths] = {}  # in this process, by `_key`
 
@@ -107,7 +110,9 @@ def _key(config: RunConfig, tokenizer: Any | None) -> str:
 
 def identity(source: Source) -> str:
     """What decides within a process about the rows of a source: of files their names, sizes and times as well."""
-    named = source.source in ("bundled", "hub")
+    named = (
+        source.source in ("bundled", "hub") or not Path(source.source).exists()
+    )  # what is not there, its reader says
     return repr((source, None if named else fingerprint(source.open(), source.split, source.source, contents=False)))
 
 
@@ -122,9 +127,13 @@ def _read(config: RunConfig, task: Task, tokenizer: Any | None, say: Callable[[s
         return replace(known, source=source, known=False)
     if tokenizer is not None and (prepared := _prepared(config, tokenizer)) is not None:
         return prepared
-    records, rows = _records(config, task, say)
-    found = _from_bytes(task, records) if tokenizer is None else _from_tokens(config, task, tokenizer, records)
-    return found if rows == len(records) else _spread_over(rows, found, config)
+    records, rows, largest = _records(config, task, say)
+
+    def measured(some: list[Record]) -> Lengths:
+        return _from_bytes(task, some) if tokenizer is None else _from_tokens(config, task, tokenizer, some)
+
+    found = measured(records)
+    return _spread_over(rows, found, measured(largest), config) if largest else found
 
 
 def _from_tokens(config: RunConfig, task: Task, tokenizer: Any, records: list[Record]) -> Lengths:
@@ -146,19 +155,31 @@ def _prepared(config: RunConfig, tokenizer: Any) -> Lengths | None:
     return Lengths(table.lengths, table.supervised, counted, known=True)
 
 
-def _records(config: RunConfig, task: Task, say: Callable[[str], None]) -> tuple[list[Record], int]:
-    """Rows to measure, all of a source that is not large, and how many usable ones it has (of a large one about)."""
+def _records(config: RunConfig, task: Task, say: Callable[[str], None]) -> tuple[list[Record], int, list[Record]]:
+    """Rows to measure, all of a source that is not large; how many usable ones it has (of a large one about); and of a
+    large one those with the most text, of which one has the most tokens.
+    """
     limit, lines = config.data.limit, list[str]()
     records = load_split(config, task, "train", min(limit or SPREAD_ROWS + 1, SPREAD_ROWS + 1), lines.append)
     if len(records) <= SPREAD_ROWS:
         for line in lines:
             say(line)
-        return records, len(records)
+        return records, len(records), []
     say(f"train: over {SPREAD_ROWS:,} rows in {config.data.source}: the plan counts them, and takes the lengths of "
         f"{SPREAD_ROWS:,}, evenly spread")  # fmt: skip
-    spread, rows = _evenly(source_of(config, "train", limit).records(), SPREAD_ROWS)
+    largest: list[tuple[int, int, Record]] = []  # a heap
+    spread, rows = _evenly(_noting(source_of(config, "train", limit).records(), task, largest), SPREAD_ROWS)
     usable = [record for record in spread if task.accepts is None or task.accepts(record)]
-    return usable, round(rows * len(usable) / len(spread))
+    return usable, round(rows * len(usable) / len(spread)), [record for _, _, record in largest]
+
+
+def _noting(records: Iterable[Record], task: Task, largest: list[tuple[int, int, Record]]) -> Iterator[Record]:
+    """The records as they come; those with the most text gather in `largest`, with its characters and their number."""
+    for number, record in enumerate(records):
+        if task.accepts is None or task.accepts(record):
+            note = (sum(len(segment.text) for segment in task.render(record)), number, record)
+            (heapq.heappush if len(largest) < LARGEST_ROWS else heapq.heappushpop)(largest, note)
+        yield record
 
 
 def _evenly(records: Iterable[Record], wanted: int) -> tuple[list[Record], int]:
@@ -175,15 +196,16 @@ def _evenly(records: Iterable[Record], wanted: int) -> tuple[list[Record], int]:
     return [kept[i] for i in np.linspace(0, len(kept) - 1, wanted).round().astype(int)], total
 
 
-def _spread_over(rows: int, found: Lengths, config: RunConfig) -> Lengths:
-    """The lengths of a sample as those of so many rows. It says as little of the longest as lengths that are assumed,
-    but rows of it that are over the limit stand for others that are left out.
+def _spread_over(rows: int, found: Lengths, largest: Lengths, config: RunConfig) -> Lengths:
+    """The lengths of a sample as those of so many rows, the longest of which is among `largest`.
+
+    Rows of the sample that are over the limit stand for others that are left out.
     """
     usable = _usable(found, config)
     examples = round(rows * len(usable.tokens) / len(found.tokens))
     source = f"{found.source.replace('counted', 'sampled')}, evenly spread among {rows:,}"
     tokens, supervised = (np.resize(counts.astype(np.int32), examples) for counts in (usable.tokens, usable.supervised))
-    return Lengths(tokens, supervised, source, known=False)
+    return Lengths(tokens, supervised, source, known=False, longest=int(largest.tokens.max()))
 
 
 def _counted(config: RunConfig, task: Task) -> Lengths:

@@ -248,6 +248,9 @@ def _larger(found: Plan, options: Options) -> str:
     size = hardware.largest(named) if named is not None else None
     if found.gpu is None or size is None:
         return ""
+    helps = found.gpu.memory < found.memory.gpu.total <= hardware.gpu(size).memory
+    if not helps or len(found.problems) > 1:
+        return ""
     memory = gb(hardware.gpu(size).memory)
     return f"ray.accelerator_type={size} if they have {memory} (a bare {named} is taken for {found.gpu.name}), or "
 

@@ -143,7 +143,7 @@ def _step(
     peak = micro_batch.Peak(size.planned, max(workers.gather(measured.use.device)))
     room = memory.capacity(everybody, payload["host_limit"])
     larger = micro_batch.choose(payload["sizes"], room, peak)
-    if larger is None or larger.tokens <= size.tokens or larger.passes >= size.passes:
+    if larger is None or larger.tokens <= size.tokens or not micro_batch.saves(larger.passes, size.passes):
         return
     enter(f"a worst-case step of {larger.tokens:,} tokens")
     again = step.take(built, step.worst_batch(larger.batch, longest, vocab), config, workers, watch)

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -109,16 +110,19 @@ def _from_file(path: Path, attribute: str) -> Task:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name made from its path, so that two files called `task.py` do not collide."""
+    """Import a file under a name made from its path, so that two files called `task.py` do not collide.
+
+    Always from its source: Python's bytecode cache would not see an edit of the same length within a second.
+    """
     resolved = path.resolve()
     module_name = f"fulltune_task_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, resolved)
     assert spec is not None
-    assert spec.loader is not None
+    assert isinstance(spec.loader, SourceFileLoader)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up while the file is still being executed
     try:
-        spec.loader.exec_module(module)
+        exec(spec.loader.source_to_code(spec.loader.get_data(str(resolved)), str(resolved)), module.__dict__)
     except Exception as error:
         del sys.modules[module_name]
         raise UserError(

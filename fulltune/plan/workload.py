@@ -30,12 +30,14 @@ class Lengths:
         tokens, supervised: (n,) per example.
         source: where they come from, in words for the plan.
         known: they are this data's own, not an assumption.
+        longest: tokens of the longest row of all, where these are a sample of rows that were all looked at.
     """
 
     tokens: np.ndarray
     supervised: np.ndarray
     source: str
     known: bool
+    longest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,15 @@ class _Sample:
 
     Attributes:
         passes: micro-batches per worker, mean of the steps.
-        fewest: of one step.
+        fewest: of one full step; the last one of an epoch may have fewer examples.
+        fullest: tokens of the largest micro-batch.
         supervised: the most in one micro-batch.
         spread: standard deviation of a micro-batch's supervised tokens about their share, per root of its tokens.
     """
 
     passes: float
     fewest: int
+    fullest: int
     supervised: int
     spread: float
 
@@ -90,7 +94,7 @@ def longest(config: RunConfig, lengths: Lengths) -> int:
     Lengths that are not known say nothing of it: the longest row of GSM8K has three times the mean.
     """
     if not lengths.known:
-        return config.data.max_length
+        return min(config.data.max_length, lengths.longest or config.data.max_length)
     return int(lengths.tokens[lengths.tokens <= config.data.max_length].max())
 
 
@@ -132,20 +136,24 @@ def _packed(
     lengths: Lengths, max_length: int, batch: int, seed: int, steps: int, capacity: int, workers: int
 ) -> _Sample:
     tokens, supervised = _kept(lengths, max_length)
-    passes: list[int] = []
+    passes: list[tuple[int, int]] = []
     loads: list[tuple[int, int]] = []
-    rows = list(zip(tokens.tolist(), supervised.tolist(), strict=True))
     for step in range(1, steps + 1):
-        shares = packing.pack(tokens, packing.chosen(len(tokens), batch, seed, step), capacity, workers)
-        passes.append(len(shares[0]))
-        loads += [_sums([rows[row] for row in micro]) for share in shares for micro in share if micro]
+        rows = packing.chosen(len(tokens), batch, seed, step)
+        shares = packing.pack(tokens, rows, capacity, workers)
+        passes.append((len(rows), len(shares[0])))
+        loads += [
+            (int(tokens[micro].sum()), int(supervised[micro].sum())) for share in shares for micro in share if micro
+        ]
     filled, targets = np.array(loads).T  # (micro-batches,) each
     apart = (targets - supervised.sum() / tokens.sum() * filled) / np.sqrt(filled)
-    return _Sample(sum(passes) / steps, min(passes), int(targets.max()), float(np.sqrt((apart**2).mean())))
-
-
-def _sums(rows: list[tuple[int, int]]) -> tuple[int, int]:
-    return sum(tokens for tokens, _ in rows), sum(supervised for _, supervised in rows)
+    return _Sample(
+        passes=sum(count for _, count in passes) / steps,
+        fewest=min(count for size, count in passes if size == max(passes)[0]),
+        fullest=int(filled.max()),
+        supervised=int(targets.max()),
+        spread=float(np.sqrt((apart**2).mean())),
+    )
 
 
 def _kept(lengths: Lengths, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +228,7 @@ def _largest(
     size = _step_examples(config, len(tokens))
     step = size * float(tokens.mean()) + 3 * math.sqrt(size) * float(tokens.std())
     bins = config.ray.min_workers * min(micro_batches, sampled.fewest if sampled else micro_batches)
-    load = min(capacity, math.ceil(step / bins) + top)
+    load = min(capacity, max(math.ceil(step / bins) + top, sampled.fullest if sampled else 0))
     share = float(supervised.sum()) / float(tokens.sum())
     apart = FARTHEST * sampled.spread * math.sqrt(load) if sampled else 0.0
     most = max(1.1 * share * load, share * load + apart, sampled.supervised if sampled else 0)

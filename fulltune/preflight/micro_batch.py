@@ -124,9 +124,16 @@ def expected(size: Size, peak: Peak | None) -> int:
 
 
 def choose(candidates: Sequence[Size], capacity: int, peak: Peak | None = None) -> Size | None:
-    """The fewest passes that fit, then the smallest; None where nothing fits."""
+    """The smallest of those that fit with the fewest passes, as far as a plan can tell; None where nothing fits."""
     fitting = [size for size in candidates if expected(size, peak) <= capacity]
-    return min(fitting, key=lambda size: (size.passes, size.tokens), default=None)
+    fewest = min((size.passes for size in fitting), default=0.0)
+    near = (size for size in fitting if not saves(fewest, size.passes))
+    return min(near, key=lambda size: size.tokens, default=None)
+
+
+def saves(fewer: float, passes: float) -> bool:
+    """Whether so many passes are fewer by more than the mean of sampled steps can tell."""
+    return passes > search.AS_FAST * fewer
 
 
 def outcome(
@@ -151,7 +158,12 @@ def outcome(
     own = next(size for size in candidates if size.tokens == effective(config))
     allowed = [size for size in candidates if most is None or size.tokens <= most]
     planned, chosen = choose(candidates, capacity), choose(allowed, capacity, peak)
-    if chosen is not None and own in allowed and own.passes == chosen.passes and expected(own, peak) <= capacity:
+    if (
+        chosen is not None
+        and own in allowed
+        and not saves(chosen.passes, own.passes)
+        and expected(own, peak) <= capacity
+    ):
         chosen = own  # no reason to change the recipe
     return Choice(
         recipe=config.train.token_budget,

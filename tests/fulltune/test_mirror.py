@@ -190,7 +190,7 @@ def test_a_restore_that_was_cut_off_is_never_a_start_and_is_made_again(tmp_path,
     def die(*_):
         raise KeyboardInterrupt
 
-    for cut in ("_rename", "_write_atomically"):
+    for cut in ("_rename", "write_atomically"):
         with monkeypatch.context() as patched:
             patched.setattr(commit, cut, die)
             with pytest.raises(KeyboardInterrupt):

@@ -89,14 +89,17 @@ def a100s(monkeypatch):
 @pytest.mark.usefixtures("a100s")
 @pytest.mark.parametrize("kind", ["null", "A100"])
 def test_nodes_of_one_label_and_two_sizes_are_refused_with_the_way_to_name_the_larger(tmp_path, kind):
-    def decide(name):
-        changes = [OPEN, "deepspeed=zero2_13b", "ray.num_workers=8", f"ray.accelerator_type={name}"]
+    def decide(name, *more):
+        changes = [OPEN, "deepspeed=zero2_13b", "ray.num_workers=8", f"ray.accelerator_type={name}", *more]
         run = config.load(recipes.path("viggo_llama2_13b"), [f"ray.storage_path={tmp_path}", *changes])
         return auto.decided(run, cluster.with_gpu(run.ray, Options()), fetch=False, say=print)
 
     way_out = r"ray\.accelerator_type=A100-80 if they have 85\.0 GB \(a bare A100 is taken for A100-40\), or "
     with pytest.raises(UserError, match=rf"(?s)an A100-40 has 42\.4 GB.*{way_out}"):
         decide(kind)
+    with pytest.raises(UserError, match="DeepSpeed wants") as uneven:
+        decide(kind, "deepspeed=zero3_hpz_7b", "ray.num_workers=12")
+    assert "A100-80" not in str(uneven.value), "which would not help"
     decide("A100-80")
     with pytest.raises(UserError, match="an A100-40 has") as refused:
         decide("A100-40")

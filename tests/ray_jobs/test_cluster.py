@@ -44,7 +44,7 @@ def joined(monkeypatch, rows, limits=None):
 
 @pytest.mark.usefixtures("nodes")
 def test_nodes_of_the_runs_type_say_how_many_gpus_and_how_much_memory_they_have():
-    assert cluster.as_found(RUN, Options()) == Options(gpus_per_node=4, host_memory=int(50 * GIB / 0.3))
+    assert cluster.as_found(RUN, Options()) == Options(gpus_per_node=4, host_memory=170 * GIB)
     given = Options(gpus_per_node=2, host_memory=7, node_network=1e9)
     assert cluster.as_found(RUN, given) == given
 
@@ -62,6 +62,21 @@ def test_nodes_are_asked_how_much_memory_a_process_may_take(monkeypatch):
     """A container of 512 GiB: KubeRay tells Ray all of it as `memory`, and Ray adds its object store to that."""
     joined(monkeypatch, [KUBERAY, KUBERAY, {"CPU": 4.0}], {"node-0": 512 * GIB, "node-1": 500 * GIB})
     assert cluster.as_found(RUN, Options()).host_memory == 500 * GIB
+
+
+def test_a_node_that_does_not_answer_is_asked_again(monkeypatch):
+    """A cold environment may take longer than the answer is waited for."""
+    asked = []
+
+    def ask(_):
+        asked.append(1)
+        if len(asked) == 1:
+            raise ray.exceptions.GetTimeoutError
+        return 7 * GIB
+
+    monkeypatch.setattr(cluster, "_asked", ask)
+    assert cluster._host_memory(("node",)) is None
+    assert cluster._host_memory(("node",)) == 7 * GIB
 
 
 def test_a_node_that_does_not_answer_has_no_more_than_its_container(monkeypatch):

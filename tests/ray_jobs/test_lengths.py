@@ -158,7 +158,7 @@ def test_a_source_of_many_rows_is_counted_and_sampled_evenly(tmp_path, tokenizer
     monkeypatch.setattr(lengths, "SPREAD_ROWS", 50)
     run, said = stored(tmp_path, rows_of(tmp_path / "train.jsonl", range(1, 1001)), num_epochs=1), []
     found = lengths.of(run, tokenizer, fetch=False, say=said.append)
-    assert encoded == [50]
+    assert encoded == [50, lengths.LARGEST_ROWS]
     assert len(said) == 1
     assert "over 50 rows" in said[0]
     assert "sampled, 50 rows" in found.source
@@ -168,7 +168,7 @@ def test_a_source_of_many_rows_is_counted_and_sampled_evenly(tmp_path, tokenizer
     assert found.tokens.mean() == pytest.approx(every.mean(), rel=0.03)
     assert found.tokens.std() == pytest.approx(every.std(), rel=0.03)
     assert not found.known
-    assert workload.longest(run, found) == 4000, "the longest row may not be in the sample"
+    assert workload.longest(run, found) == every.max(), "of all rows, also where it is not in the sample"
     assert workload.workload(run, found).steps == 125
     short = run.model_copy(update={"data": run.data.model_copy(update={"max_length": int(np.median(every))})})
     kept = lengths.of(short, tokenizer, fetch=False, say=print)
@@ -221,4 +221,4 @@ def test_lengths_of_a_prepared_table_are_read_and_not_made_again(tmp_path, token
     assert "40 prepared examples" in found.source
     other = run.model_copy(update={"data": run.data.model_copy(update={"loss_on": "all"})})
     assert not lengths.of(other, tokenizer, fetch=False, say=print).known
-    assert encoded == [10], "a table of another configuration is none of this one"
+    assert encoded == [10, 40], "a table of another configuration is none of this one: a sample, and the largest rows"

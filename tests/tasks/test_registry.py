@@ -178,3 +178,18 @@ def test_listing_names_imports_no_task() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "tasks.base" in loaded
     assert not {"tasks.viggo", "datasets", "pyarrow", "torch"} & set(loaded)
+
+
+def test_a_task_file_is_read_from_its_source_and_not_from_bytecode(tmp_path):
+    """An edit of the same length within a second leaves Python's bytecode cache as it was."""
+    import py_compile
+
+    text = Path(tasks.__file__).with_name("template").joinpath("my_task.py").read_text()
+    assert 'version="1"' in text
+    file = tmp_path / "my_task.py"
+    file.write_text(text)
+    py_compile.compile(str(file))
+    time = file.stat().st_mtime
+    file.write_text(text.replace('version="1"', 'version="2"'))
+    os.utime(file, (time, time))
+    assert tasks.get(f"{file}:TASK").version == "2"

@@ -115,7 +115,17 @@ def test_known_lengths_are_planned_as_the_run_packs_them(kind, batch, workers, b
         longest = max(longest, *(int(known.tokens[micro].sum()) for share in shares for micro in share))
     assert planned.micro_batches == pytest.approx(np.mean(passes), rel=0.1)
     assert planned.largest.supervised >= most
-    assert planned.largest.tokens >= longest
+    assert longest <= planned.largest.tokens <= 1.5 * longest
+
+
+def test_a_short_last_step_of_an_epoch_is_not_taken_for_the_fewest_passes_of_a_full_one():
+    """2,600 rows are ten steps of 256 and one of 40, which takes a single pass: full steps take two."""
+    counts = np.random.default_rng(0).integers(60, 221, 2600)
+    known, made = Lengths(counts, counts // 2, "counted", known=True), of(256, 4, 8192)
+    planner = StepPlanner(Table(known), made.train, True, 0, 4)
+    packs = [planner.step(number).micro_batches for number in range(1, 11)]
+    longest = max(int(counts[micro].sum()) for micros in packs for micro in micros)
+    assert longest <= workload.workload(made, known).largest.tokens <= 1.25 * longest < 8192
 
 
 def test_passes_are_a_mean_and_not_the_least():

@@ -20,6 +20,13 @@ def test_the_plan_alone_takes_the_fewest_passes_and_no_more_memory_than_that_nee
     assert (chosen.tokens if chosen else None) == tokens
 
 
+def test_a_few_per_cent_of_passes_are_no_reason_for_a_larger_one():
+    close = [Size(2048, Batch(2048, 1024), 1.04, 22), Size(4096, Batch(4096, 2048), 1.0, 38)]
+    assert micro_batch.choose(close, 100).tokens == 2048
+    apart = [Size(2048, Batch(2048, 1024), 1.2, 22), close[1]]
+    assert micro_batch.choose(apart, 100).tokens == 4096
+
+
 def test_a_plan_that_was_too_low_is_moved_by_the_ratio():
     assert micro_batch.expected(SIZES[3], Peak(planned=14, measured=21)) == 57
     assert micro_batch.choose(SIZES, 38, Peak(planned=14, measured=21)).tokens == 2048
