@@ -268,7 +268,8 @@ def test_a_too_small_memory_limit_is_a_no_go(ask):
 def test_a_missing_token_and_a_full_disk_are_both_named_in_one_run(ask, no_token, full_disk):
     code, found = ask(LLAMA)
     assert code == 1
-    assert set(named(found)) == {"hub token", "free space"}, "a step that was not taken has not failed"
+    assert {"hub token", "free space"} <= set(named(found))
+    assert "worst-case step" not in named(found), "it was not taken, so it has not failed"
     assert found["network"] is not None, "what needs no model was looked at all the same"
     assert found["step"] == []
     assert found["left_out"]
