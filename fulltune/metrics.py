@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune import tracker
+from fulltune import commit, tracker
 from fulltune.meter import Figures, Meter, Spent
 from fulltune.train import Skipped, Spiked, StepDone, Validated
 from fulltune.validation import Outcome
@@ -147,13 +146,8 @@ def _bill_lines(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def _replace(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Whole and on the disk, or not at all: what is cut afterwards may be known from these lines only."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(line) + "\n" for line in lines)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    """On the disk before it returns: what is cut afterwards may be known from these lines only."""
+    commit.write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def charge(run: Path, meter: Meter, held_hours: float) -> Spent:
@@ -209,7 +203,5 @@ def next_attempt(run: Path) -> int:
     """Counts the starts of a run, from 1, in the file `attempts`."""
     counter = run / "attempts"
     number = int(counter.read_text()) + 1 if counter.exists() else 1
-    temporary = run / ".attempts"
-    temporary.write_text(str(number))
-    os.replace(temporary, counter)
+    commit.write_atomically(counter, str(number))
     return number
